@@ -23,7 +23,7 @@ use blockyard_rados::msgr::{AuthMethod, ConnectionMode};
 use blockyard_rados::objecter::{self, ConnectionId};
 use blockyard_rados::osd::{Op, OsdRequest};
 use bytes::Bytes;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
 const DEPTH: u64 = 32;
@@ -96,6 +96,8 @@ fn main() {
     let pool = maps::PoolModel { pg_num: 64, ..maps::PoolModel::replicated() };
     let model = maps::MapModel {
         epoch: 5,
+        modified: 0,
+        blocklist: BTreeSet::new(),
         flags: 0,
         pools: BTreeMap::from([(1, pool)]),
         osds: (0..OSDS).map(osd).collect(),
@@ -134,6 +136,7 @@ fn main() {
                         let whole = BTreeMap::from([(5, model.whole())]);
                         server.send(wire::maps_message(maps::FSID, &BTreeMap::new(), &whole));
                     }
+                    19 => server.send(wire::version_reply(&message, 5)),
                     _ => {}
                 }
             }

@@ -14,7 +14,7 @@ use blockyard_rados::msgr::{AuthMethod, ConnectionMode, Message};
 use blockyard_rados::net::{Cluster, Config};
 use blockyard_rados::osd::OpCode;
 use bytes::Bytes;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
@@ -50,6 +50,8 @@ impl Daemons {
         let pool = maps::PoolModel { size: 1, ..maps::PoolModel::replicated() };
         let map = maps::MapModel {
             epoch: 5,
+            modified: 0,
+            blocklist: BTreeSet::default(),
             flags: 0,
             pools: BTreeMap::from([(1, pool)]),
             osds: vec![maps::OsdModel { up: true, addr: addr(osd.local_addr().unwrap()) }],

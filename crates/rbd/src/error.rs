@@ -125,6 +125,20 @@ impl Error {
         }
     }
 
+    /// Whether what is stored cannot be understood, now or later.
+    #[must_use]
+    pub fn is_damage(&self) -> bool {
+        use blockyard_rados::ErrorKind as Rados;
+        match &self.kind {
+            ErrorKind::Damaged(_) => true,
+            ErrorKind::Rados(error) => matches!(
+                error.kind(),
+                Rados::Truncated { .. } | Rados::Violation { .. } | Rados::TooNew { .. }
+            ),
+            _ => false,
+        }
+    }
+
     /// Whether the object, the key or the image is not there.
     #[must_use]
     pub fn is_not_found(&self) -> bool {

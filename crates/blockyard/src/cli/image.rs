@@ -390,6 +390,9 @@ pub enum LockCommand {
         lock_id: String,
         /// Holder, e.g. client.4711.
         locker: String,
+        /// Break the lock of a client that is alive; all images that it has open fail.
+        #[arg(long)]
+        force: bool,
     },
 }
 

@@ -350,7 +350,10 @@ pub(crate) fn rbd_error(what: impl Into<String>, err: RbdError) -> Error {
     let help = match errno {
         ENOENT => Some("list images: blockyard image ls"),
         EEXIST => Some("choose another name, or remove the existing one"),
-        ENOTEMPTY => Some("remove its snapshots: blockyard image snap purge IMAGE"),
+        ENOTEMPTY => Some(
+            "remove its snapshots: blockyard image snap purge IMAGE; or list clones of removed snapshots: \
+             blockyard image children IMAGE",
+        ),
         EBUSY => Some(
             "list locks: blockyard image lock ls IMAGE; or clones: blockyard image children IMAGE; or allow removal: \
              blockyard image snap unprotect IMAGE@SNAPSHOT",

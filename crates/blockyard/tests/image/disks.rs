@@ -115,6 +115,11 @@ fn an_image_is_changed_while_it_is_served() {
     write('1');
     let lock = yard.json(&["lock", "ls", "a"]);
     assert_eq!(lock.as_array().unwrap().len(), 1, "{lock}");
+    // Whoever breaks the lock of a client that is alive takes all of its images from it.
+    let [id, locker] = ["id", "locker"].map(|key| lock[0][key].as_str().unwrap());
+    let refused = yard.try_image(&["lock", "rm", "a", id, locker]);
+    refused.code(75).contains(&["is alive", "lock rm --force IMAGE ID CLIENT"]);
+    yard.try_image(&["lock", "rm", "--force", "a", id, locker]).code(75);
     yard.image(&["snap", "create", "a@one"]);
     write('2');
     yard.image(&["snap", "create", "a@two"]);

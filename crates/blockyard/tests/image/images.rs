@@ -269,3 +269,23 @@ fn trash_namespaces_locks_and_maps() {
     yard.try_image(&["bench", "plain", "--io-type", "read", "--io-total", "1"]).code(64);
     yard.try_image(&["watch", "nobody"]).code(1);
 }
+
+/// A snapshot that has clones goes into the trash, and with the last of them; what is left there does not keep an image.
+#[test]
+fn an_image_whose_snapshot_outlived_its_clones_is_removed() {
+    let yard = Yard::new();
+    for features in [&["--image-feature", "layering"][..], &[]] {
+        yard.image(&[&["create", "base", "-s", "4"], features].concat());
+        yard.image(&["snap", "create", "base@s"]);
+        yard.image(&["clone", "base@s", "c"]);
+        yard.image(&["snap", "rm", "base@s"]);
+        yard.try_image(&["rm", "base"]).code(1).contains(&["clones", "image children"]);
+        assert_eq!(yard.image(&["children", "base"]), "c\n");
+        // Somebody needs it.
+        yard.image(&["snap", "purge", "base"]);
+        assert_eq!(yard.json(&["snap", "ls", "--all", "base"]).as_array().unwrap().len(), 1);
+        yard.image(&["rm", "c"]);
+        assert_eq!(yard.json(&["snap", "ls", "--all", "base"]).as_array().unwrap().len(), 0);
+        yard.image(&["rm", "base"]);
+    }
+}

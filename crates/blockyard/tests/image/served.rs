@@ -139,11 +139,15 @@ impl Served<'_> {
         let daemon = self.serve("f");
         let write = "h.pwrite(b'f' * 4096, 0)\nh.flush()";
         nbdsh(&daemon.uri("f"), write);
-        let status = self.theirs(&["status", "--format", "json", "f"]);
-        let status: serde_json::Value = serde_json::from_str(&status).unwrap();
-        let address = status["watchers"][0]["address"].as_str().unwrap();
-        let mut fence = self.lab.tool("ceph");
-        self.lab.run(fence.args(["osd", "blocklist", "add", address, "600"])).unwrap();
+        let lock = self.theirs(&["lock", "ls", "--format", "json", "f"]);
+        let lock: serde_json::Value = serde_json::from_str(&lock).unwrap();
+        let [id, locker] = ["id", "locker"].map(|key| lock[0][key].as_str().unwrap());
+        let conf = self.conf();
+        let place = ["image", "-c", &conf, "-p", POOL];
+        let refused = run(&[&place[..], &["lock", "rm", "f", id, locker]].concat());
+        refused.code(75).contains(&["is alive"]);
+        nbdsh(&daemon.uri("f"), write);
+        self.ours(&["lock", "rm", "--force", "f", id, locker]);
         // Those who store it hear of that a little later.
         let fails = "for _ in range(100_000):\n try: h.pwrite(b'g' * 4096, 0)\n except nbd.Error: break\nelse: assert False";
         nbdsh(&daemon.uri("f"), fails);

@@ -291,7 +291,9 @@ impl Client {
                 break;
             }
         }
+        // One question at a time: what the objecter wants to know next is to be asked after that was answered.
         if self.newest_wanted
+            && self.newest_asked.is_none()
             && let Ok(tid) = self.mon.ask(Request::GetVersion("osdmap".to_owned()))
         {
             self.newest_asked = Some(tid);
@@ -309,6 +311,7 @@ impl Client {
                 self.events.push_back(Event::Connect { connection, peer, addr });
             }
             mon::Event::Open(session) => {
+                self.objecter.set_own(now, session.own);
                 self.session = Some(session.clone());
                 self.events.push_back(Event::Open(session));
             }

@@ -20,6 +20,7 @@ const OLDEST: u8 = 8;
 pub struct Incremental {
     fsid: Fsid,
     epoch: u32,
+    modified: Utime,
     full: Bytes,
     crush: Bytes,
     flags: Option<MapFlags>,
@@ -77,7 +78,9 @@ impl Incremental {
         }
         self.fsid = r.get()?;
         self.epoch = r.u32()?;
-        r.raw(8 + 8)?;
+        self.modified = r.get()?;
+        // The newest pool.
+        r.raw(8)?;
         self.flags = u32::try_from(r.i32()?).ok().map(MapFlags::from_bits_retain);
         self.full = Bytes::copy_from_slice(r.bytes()?);
         self.crush = Bytes::copy_from_slice(r.bytes()?);
@@ -154,7 +157,7 @@ impl OsdMap {
             *self = full;
             return Ok(());
         }
-        (self.fsid, self.epoch) = (change.fsid, change.epoch);
+        (self.fsid, self.epoch, self.modified) = (change.fsid, change.epoch, change.modified);
         self.flags = change.flags.unwrap_or(self.flags);
         if let Some(max) = change.max_osd {
             self.osds.resize(DOING, max)?;

@@ -37,6 +37,7 @@ bitflags! {
 pub struct OsdMap {
     pub(super) fsid: Fsid,
     pub(super) epoch: u32,
+    pub(super) modified: Utime,
     pub(super) flags: MapFlags,
     pub(super) pools: BTreeMap<i64, Pool>,
     pub(super) pool_names: BTreeMap<i64, String>,
@@ -70,8 +71,9 @@ impl OsdMap {
         }
         self.fsid = r.get()?;
         self.epoch = r.u32()?;
-        // When it was made and changed.
-        r.raw(8 + 8)?;
+        // When the cluster was made.
+        r.raw(8)?;
+        self.modified = r.get()?;
         self.pools = pools(r)?;
         self.pool_names = names(r)?;
         r.i32()?;
@@ -118,6 +120,12 @@ impl OsdMap {
     #[must_use]
     pub const fn epoch(&self) -> u32 {
         self.epoch
+    }
+
+    /// When this epoch began, by the clocks of the monitors.
+    #[must_use]
+    pub const fn modified(&self) -> Utime {
+        self.modified
     }
 
     /// What holds for the whole cluster.

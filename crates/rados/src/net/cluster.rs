@@ -194,6 +194,12 @@ impl Cluster {
         self.engine.state.lock().client.session().map(|session| session.own)
     }
 
+    /// Whether the cluster keeps the client out, or has done so: no operation is done any more.
+    #[must_use]
+    pub fn is_fenced(&self) -> bool {
+        self.engine.state.lock().client.objecter().is_fenced()
+    }
+
     /// Waits until nobody has a part of the cluster any more, and OSDs have been told of the end of watches. This future is
     /// no part of it.
     pub fn closed(&self) -> impl Future<Output = ()> + Send + use<> {

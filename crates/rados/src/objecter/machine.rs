@@ -7,6 +7,7 @@ use super::operation::{Operation, Purpose};
 use super::routes::{Routes, Sensitivity, Verdict};
 use super::session::{IDLE, Session};
 use super::watches::Watch;
+use crate::encoding::{EntityAddr, Utime};
 use crate::error::{Error, ErrorKind, Place, Result};
 use crate::maps::OsdMap;
 use crate::msgr::Spares;
@@ -24,6 +25,12 @@ pub struct Objecter {
     pub(super) map_broken: bool,
     /// The epoch of the last map that could be used.
     pub(super) map_usable: u32,
+    /// Where the client is, by which it is put on the blocklist.
+    pub(super) own: Option<EntityAddr>,
+    /// The cluster has kept it out, and nothing more is done: see `fence.rs`.
+    pub(super) is_fenced: bool,
+    /// The epoch and the time of the last map in which the client was looked for on the blocklist.
+    pub(super) looked_at: (u32, Utime),
     /// How often in a row no map could be used, and when a whole one is asked for again.
     pub(super) map_failures: u32,
     pub(super) map_retry: Option<Instant>,
@@ -69,6 +76,9 @@ impl Objecter {
             config,
             map_broken: false,
             map_usable: 0,
+            own: None,
+            is_fenced: false,
+            looked_at: (0, Utime::default()),
             map_failures: 0,
             map_retry: None,
             maps_wanted: None,
@@ -242,6 +252,9 @@ impl Objecter {
 
     fn start(&mut self, now: Instant, tid: u64, op: Box<Operation>) {
         self.ops.insert(tid, op);
+        if self.is_fenced {
+            return self.refuse(now, tid);
+        }
         if self.routes.map.epoch() > 0 {
             self.route(now, tid, Sensitivity::Primary, false);
         }

@@ -84,6 +84,8 @@ impl Objecter {
             let change = maps.changes.get(&next).filter(|_| epoch > 0 && !self.map_broken);
             if let Some(change) = change {
                 self.routes.map.apply(&Incremental::decode(change)?)?;
+                // In each, also in one that is looked at for nothing else: the next may have forgotten it.
+                self.look_at_blocklist(now);
                 if !many {
                     self.renewed(now, false)?;
                 }
@@ -96,6 +98,7 @@ impl Objecter {
             // With what came between unknown, an OSD may have forgotten any operation.
             self.routes.map = map;
             self.map_broken = false;
+            self.look_at_blocklist(now);
             self.renewed(now, epoch > 0)?;
             self.map_failures = 0;
         }
@@ -124,6 +127,7 @@ impl Objecter {
         self.events.push_back(Event::Map(self.routes.map.epoch()));
         // One whose pool is gone ends, and makes room for one that is not to pass those behind it.
         self.before_starting(now, |it| it.follow_map(now, again));
+        self.go_on_by_map();
         Ok(())
     }
 
@@ -162,17 +166,15 @@ impl Objecter {
                 self.fail(now, tid, Error::new("finding the object", ErrorKind::NoPool));
             }
             Some(_) => {}
-            None => {
-                if !std::mem::replace(&mut self.newest_wanted, true) {
-                    self.events.push_back(Event::WantNewest);
-                }
-            }
+            None => self.ask_for_newest(),
         }
     }
 
     /// The newest map has this epoch, say the monitors to [`Event::WantNewest`].
     pub fn newest(&mut self, now: Instant, epoch: u32) {
         self.newest_wanted = false;
+        // First: what follows may ask again, for streams of which this answer says nothing.
+        let waits = self.newest_is(epoch);
         let known = self.routes.map.epoch();
         let waiting = |op: &Operation| {
             known > 0 && op.aim.placed.is_none() && op.pool_missing_until.is_none()
@@ -185,8 +187,9 @@ impl Objecter {
             }
             self.pool_missing(now, tid);
         }
-        if !tids.is_empty() && epoch > known {
+        if (waits || !tids.is_empty()) && known > 0 && epoch > known {
             self.want_maps(known + 1);
         }
+        self.go_on_by_map();
     }
 }

@@ -14,12 +14,15 @@
 //! - Writes to one object of one [share](Objecter::open_share) are done in the order in which they were submitted. One with
 //!   [`OpFlags::FULL_TRY`](crate::osd::OpFlags::FULL_TRY) does not wait for space, and thus for no others. Reads are in
 //!   order with writes unless they go to replicas, or the cluster is paused for one kind only.
+//! - Once a map has had the client on the blocklist, nothing more of it is sent, and every operation ends with EBLOCKLISTED.
 //! - No more operations and bytes are in flight than [`Config`] says, but that each share may have one; others wait for their
 //!   turn, and one share does not stop another. What is too much to wait is given back.
 
 mod admission;
 mod config;
+mod confirm;
 mod event;
+mod fence;
 mod machine;
 mod maps;
 mod operation;

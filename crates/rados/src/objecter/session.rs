@@ -1,5 +1,6 @@
 //! The session with an OSD.
 
+use super::confirm::Confirmation;
 use super::event::ConnectionId;
 use crate::auth::ServiceAuth;
 use crate::encoding::{EntityAddr, Hobject, PgShard};
@@ -42,6 +43,8 @@ pub(super) enum Link {
 pub(super) struct Session {
     pub addr: EntityAddr,
     pub link: Link,
+    /// Whether the map is known to be the newest of a time after the stream was asked for: nothing is sent before.
+    pub confirmation: Confirmation,
     /// Why it could not be opened, or broke, since it last was open.
     pub trouble: Option<Error>,
     /// How often in a row it could not be opened, or broke soon after.
@@ -66,6 +69,7 @@ impl Session {
         Self {
             addr,
             link: Link::Waiting(now),
+            confirmation: Confirmation::Done,
             trouble: None,
             failures: 0,
             opened_at: None,
@@ -99,7 +103,11 @@ impl Session {
     /// The stream, if messages can be sent.
     pub(super) fn open(&mut self) -> Option<(ConnectionId, &mut Connection<ServiceAuth>)> {
         match &mut self.link {
-            Link::Up(id, connection) if connection.is_open() => Some((*id, connection)),
+            Link::Up(id, connection)
+                if connection.is_open() && self.confirmation == Confirmation::Done =>
+            {
+                Some((*id, connection))
+            }
             _ => None,
         }
     }
@@ -160,6 +168,6 @@ impl Session {
             Link::Up(_, connection) => connection.deadline(),
         };
         let idle = (self.ops == 0).then(|| self.idle_since + IDLE);
-        link.into_iter().chain(idle).min()
+        link.into_iter().chain(idle).chain(self.confirmation.until()).min()
     }
 }

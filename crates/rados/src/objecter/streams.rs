@@ -38,6 +38,7 @@ impl Objecter {
         earlier(&mut self.wake, now + CONNECT_TIMEOUT);
         self.connections.insert(connection, osd);
         self.events.push_back(Event::Connect { connection, osd, addr });
+        self.confirm(now, osd);
     }
 
     /// A number for a stream that is not to an OSD.

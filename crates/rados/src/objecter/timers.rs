@@ -80,6 +80,7 @@ impl Objecter {
             }
             session.idle_since = now;
         }
+        self.expire_confirmation(now, osd);
         let Some(session) = self.sessions.get_mut(&osd) else { return };
         match &mut session.link {
             Link::Waiting(until) if now >= *until => self.connect(now, osd),

@@ -205,6 +205,16 @@ impl Objecter {
         self.events.push_back(Event::WatchLost(cookie, error));
     }
 
+    /// All watches are gone, as the cluster refuses them.
+    pub(super) fn lose_watches(&mut self, now: Instant, errno: i32) {
+        let cookies: Vec<_> = self.watches.keys().copied().collect();
+        for cookie in cookies {
+            let Some(watch) = self.watches.get(&cookie) else { continue };
+            let error = self.refusal(&watch.aimed.request, errno);
+            self.lose_watch(now, cookie, error);
+        }
+    }
+
     /// An operation of this side's own ended.
     pub(super) fn own_ended(&mut self, now: Instant, purpose: Purpose, result: Result<()>) {
         match (purpose, result) {

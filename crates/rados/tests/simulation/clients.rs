@@ -28,6 +28,7 @@ pub(crate) const OBJECTS: u64 = 6;
 /// What writes have at most, but for a few large ones, and what these have.
 const USUAL_WRITE: usize = 6000;
 pub(crate) const MAX_WRITE: usize = 600 << 10;
+const EBLOCKLISTED: i32 = 108;
 /// A pool that never was.
 const NO_POOL: i64 = 77;
 
@@ -167,6 +168,7 @@ impl World {
                 let (object, set) = self.clients[client].watches.remove(&watch).unwrap();
                 let expected = match error.kind() {
                     ErrorKind::WatchLost { .. } | ErrorKind::NoPool | ErrorKind::TimedOut => true,
+                    ErrorKind::Osd { errno: EBLOCKLISTED } => true,
                     // It was dropped before the answer that it was set came.
                     ErrorKind::Osd { errno: 107 } => !set,
                     // What its OSD says of it cannot be read.
@@ -229,6 +231,9 @@ impl World {
                         self.clients[client].count("unreadable");
                     }
                     ErrorKind::TimedOut => self.clients[client].count("timed out"),
+                    ErrorKind::Osd { errno: EBLOCKLISTED } => {
+                        self.clients[client].count("kept out");
+                    }
                     ErrorKind::NoPool => {
                         assert!(!self.model.pools.contains_key(&request.locator.pool));
                         self.clients[client].count("no pool");

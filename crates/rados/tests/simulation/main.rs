@@ -6,6 +6,7 @@
 
 mod chaos;
 mod clients;
+mod fencing;
 mod maps;
 mod osds;
 mod placing;

@@ -4,7 +4,7 @@ use blockyard_crush::{Algorithm, Bucket, MapData, Op, Release, Rule, RuleKind, S
 use blockyard_rados::encoding::{EntityAddr, EntityAddrs, Fsid, PgId, Writer};
 use blockyard_rados::msgr::ceph_crc32c;
 use bytes::Bytes;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 pub(crate) const FSID: Fsid = Fsid([0xb1; 16]);
 pub(crate) const FULL: u32 = 1 << 1;
@@ -48,6 +48,8 @@ pub(crate) struct OsdModel {
 #[derive(Clone, PartialEq)]
 pub(crate) struct MapModel {
     pub(crate) epoch: u32,
+    /// When it was made, in seconds.
+    pub(crate) modified: u32,
     pub(crate) flags: u32,
     pub(crate) pools: BTreeMap<i64, PoolModel>,
     pub(crate) osds: Vec<OsdModel>,
@@ -56,6 +58,7 @@ pub(crate) struct MapModel {
     /// How willing each OSD is to be a primary.
     pub(crate) affinities: Vec<u32>,
     pub(crate) crush: Bytes,
+    pub(crate) blocklist: BTreeSet<EntityAddr>,
 }
 
 /// One host of OSDs, and a rule for each kind of pools.
@@ -185,6 +188,15 @@ fn changed<V: Clone + PartialEq>(
     new.chain(old.map(|&pg| (pg, gone.clone()))).collect()
 }
 
+/// Clients that are kept out, and until when.
+fn listed(w: &mut Writer, blocklist: &BTreeSet<EntityAddr>) {
+    let blocklist: Vec<_> = blocklist.iter().collect();
+    w.vec(&blocklist, |w, addr| {
+        w.put(*addr);
+        w.raw(&[0; 8]);
+    });
+}
+
 fn primaries(w: &mut Writer, primaries: &[(PgId, i32)]) {
     w.vec(primaries, |w, (pg, osd)| {
         w.put(pg);
@@ -197,7 +209,9 @@ impl MapModel {
         let client = |w: &mut Writer| {
             w.put(&FSID);
             w.u32(self.epoch);
-            w.raw(&[0; 16]);
+            w.raw(&[0; 8]);
+            w.u32(self.modified);
+            w.raw(&[0; 4]);
             w.u32(len(self.pools.len()));
             for (&id, model) in &self.pools {
                 w.i64(id);
@@ -221,7 +235,11 @@ impl MapModel {
             // Profiles, exceptions of two kinds, a version, snapshots of two kinds, times.
             w.raw(&[0; 6 * 4 + 16]);
         };
-        wrap(client, 9, |w| w.raw(&[0; 3 * 4]), &[])
+        let osd = |w: &mut Writer| {
+            w.raw(&[0; 2 * 4]);
+            listed(w, &self.blocklist);
+        };
+        wrap(client, 9, osd, &[])
     }
 
     /// The change that leads here from the map of before.
@@ -235,7 +253,8 @@ impl MapModel {
         let client = |w: &mut Writer| {
             w.put(&FSID);
             w.u32(self.epoch);
-            w.raw(&[0; 16]);
+            w.u32(self.modified);
+            w.raw(&[0; 4 + 8]);
             w.i32(self.flags.cast_signed());
             w.bytes(whole);
             w.u32(0);
@@ -274,6 +293,12 @@ impl MapModel {
             // Profiles of two kinds, exceptions of four kinds, snapshots of two kinds, times.
             w.raw(&[0; 8 * 4 + 16]);
         };
-        wrap(client, 8, |w| w.raw(&[0; 6 * 4]), &[0; 4])
+        let osd = |w: &mut Writer| {
+            w.raw(&[0; 4 * 4]);
+            listed(w, &(&self.blocklist - &before.blocklist));
+            let old: Vec<_> = before.blocklist.difference(&self.blocklist).collect();
+            w.vec(&old, |w, addr| w.put(*addr));
+        };
+        wrap(client, 8, osd, &[0; 4])
     }
 }

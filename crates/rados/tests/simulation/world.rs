@@ -14,7 +14,7 @@ use blockyard_rados::objecter::ConnectionId;
 use blockyard_rados::osd::Backoff;
 use bytes::Bytes;
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BinaryHeap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap, VecDeque};
 use std::time::{Duration, Instant};
 
 pub(crate) const OSDS: usize = 4;
@@ -136,6 +136,10 @@ pub(crate) struct World {
     pub(crate) last_event: u64,
     pub(crate) conns: BTreeMap<u64, Conn>,
     pub(crate) last_conn: u64,
+    /// No client reaches anybody.
+    pub(crate) is_cut_off: bool,
+    /// Monitors do not say which map is the newest.
+    pub(crate) monitors_are_silent: bool,
     /// No map that is sent can be used.
     pub(crate) spoils_maps: bool,
     /// OSDs let nobody in, with this error number.
@@ -182,6 +186,8 @@ impl World {
         let erasure = PoolModel { erasure: true, ..PoolModel::replicated() };
         let model = MapModel {
             epoch: 3,
+            modified: 0,
+            blocklist: BTreeSet::new(),
             flags: 0,
             pools: BTreeMap::from([(1, pool.clone()), (2, pool), (ERASURE, erasure)]),
             osds,
@@ -209,6 +215,8 @@ impl World {
             last_event: 0,
             conns: BTreeMap::new(),
             last_conn: 0,
+            is_cut_off: false,
+            monitors_are_silent: false,
             spoils_maps: false,
             osds_refuse: None,
             refuses_requests: None,
@@ -325,6 +333,9 @@ impl World {
                 (Process::Osd(osd, incarnation), there)
             }
         };
+        if self.is_cut_off {
+            return;
+        }
         if self.chaos.active && self.rng.one_in(12) {
             // Nobody answers, or somebody refuses.
             if self.rng.one_in(2) {
@@ -404,7 +415,7 @@ impl World {
     }
 
     /// The stream breaks: the daemon's end at once, the client's some time later. What is on its way is lost.
-    fn break_later(&mut self, conn: u64) {
+    pub(crate) fn break_later(&mut self, conn: u64) {
         if let Some(connection) = self.close(conn) {
             let delay = self.rng.micros(200 * MILLI);
             self.after(delay, Event::Broken(connection.client, connection.id));
@@ -483,6 +494,7 @@ impl World {
                 self.conns.get_mut(&conn).unwrap().wanted = Some(u32::try_from(start).unwrap());
                 self.send_maps(conn);
             }
+            19 if self.monitors_are_silent => {}
             19 => {
                 let reply = version_reply(message, self.model.epoch);
                 self.conns.get_mut(&conn).unwrap().server.send(reply);
@@ -551,6 +563,7 @@ impl World {
             return;
         }
         self.model.epoch += 1;
+        self.model.modified = u32::try_from(self.now.as_secs()).unwrap();
         let epoch = self.model.epoch;
         let mut resized = Vec::new();
         for (id, pool) in &mut self.model.pools {

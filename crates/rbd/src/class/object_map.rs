@@ -120,7 +120,7 @@ fn snap_add(call: &mut Call<'_>) -> Result<Vec<u8>> {
 fn snap_remove(call: &mut Call<'_>) -> Result<Vec<u8>> {
     let snapshot = call.input_map()?;
     convert(call, |object, state| {
-        let changed_then = matches!(snapshot.state(object), None | Some(ObjectState::Exists));
-        (state == ObjectState::ExistsClean && changed_then).then_some(ObjectState::Exists)
+        (state == ObjectState::ExistsClean && snapshot.has_changed(object))
+            .then_some(ObjectState::Exists)
     })
 }

@@ -98,6 +98,21 @@ impl ObjectMap {
         true
     }
 
+    /// Whether the map of a snapshot says that an object changed since the one before; it says so of objects behind its end.
+    #[must_use]
+    pub fn has_changed(&self, object: u64) -> bool {
+        matches!(self.state(object), None | Some(ObjectState::Exists))
+    }
+
+    /// Takes over what changed since the snapshot before an older one, which is removed.
+    pub fn merge(&mut self, older: &Self) {
+        for object in 0..self.objects() {
+            if self.state(object) == Some(ObjectState::ExistsClean) && older.has_changed(object) {
+                self.set(object, ObjectState::Exists);
+            }
+        }
+    }
+
     /// All states, in order.
     pub fn states(&self) -> impl Iterator<Item = ObjectState> + '_ {
         (0..self.objects).map_while(|object| self.state(object))

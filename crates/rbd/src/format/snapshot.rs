@@ -125,6 +125,26 @@ impl Snapshot {
     pub const fn is_in_trash(&self) -> bool {
         matches!(self.namespace, SnapshotNamespace::Trash { .. })
     }
+
+    /// Whether it was removed, and no clone needs it any more.
+    #[must_use]
+    pub const fn is_unneeded(&self) -> bool {
+        self.is_in_trash()
+            && self.child_count == 0
+            && self.protection == Protection::Unprotected as u8
+    }
+
+    /// Whether it was removed, and somebody had made it under this name.
+    #[must_use]
+    pub fn was_called(&self, name: &str) -> bool {
+        matches!(&self.namespace, SnapshotNamespace::Trash { name: old, kind } if old == name && *kind == SnapshotNamespace::USER)
+    }
+
+    /// Whether something of a parent is seen in it.
+    #[must_use]
+    pub fn has_parent(&self) -> bool {
+        self.parent.spec.exists() || self.parent_overlap.is_some()
+    }
 }
 
 impl Default for Snapshot {

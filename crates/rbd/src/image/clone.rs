@@ -1,9 +1,10 @@
 //! Clones: images that begin with what a snapshot of another one has.
 
 use super::create::{CreateOptions, create_id, remove_id};
+use super::header::Header;
 use super::{Image, may_be_gone, method, tell};
 use crate::error::{Error, Result};
-use crate::format::{ChildSpec, Features, ObjectState, OpFeatures, ParentSpec, names};
+use crate::format::{ChildSpec, Features, ObjectState, OpFeatures, ParentSpec, Snapshot, names};
 use crate::store::{ObjectStore, Op};
 use bytes::Bytes;
 use rustix::io::Errno;
@@ -180,23 +181,25 @@ impl<S: ObjectStore> Image<S> {
         self.copy_up(object, Vec::new()).await
     }
 
-    /// Is no clone any more.
+    /// Is no clone any more. The parent's header hears of it first, so that one that is stopped in between can be gone on with
+    /// (ceph: `src/librbd/operation/FlattenRequest.h`).
     pub(super) async fn leave_parent(&mut self) -> Result<()> {
+        self.refresh().await?;
         let Some(parent) = self.header.parent.clone() else { return Ok(()) };
+        let keeps_snapshots = !self.header.features.contains(Features::DEEP_FLATTEN);
+        if !keeps_snapshots || !self.header.snapshots.iter().any(Snapshot::has_parent) {
+            self.leave_parents_header(&parent.spec).await?;
+        }
         if parent.overlap.is_some() {
             let detach = method("parent_detach", |_| {});
             may_be_gone(self.change_header(detach).await)?;
         }
-        self.refresh().await?;
         self.parent = None;
-        self.leave_parents_header(&parent.spec).await
+        Ok(())
     }
 
-    /// Is no child for the parent's header any more, if neither the image nor a snapshot of it needs that.
+    /// Is no child for the parent's header any more, as neither the image nor a snapshot of it needs that.
     pub(super) async fn leave_parents_header(&self, parent: &ParentSpec) -> Result<()> {
-        if self.header.parent.is_some() {
-            return Ok(());
-        }
         let child = self.as_child();
         let store = match self.store.in_pool(parent.pool, &parent.namespace).await {
             Err(error) if error.is_not_found() => return Ok(()),
@@ -206,7 +209,14 @@ impl<S: ObjectStore> Image<S> {
             w.u64(parent.snapshot);
             w.put(&child);
         });
-        may_be_gone(tell(&store, &names::header(&parent.image), vec![detach]).await)?;
+        let detached = tell(&store, &names::header(&parent.image), vec![detach]).await;
+        if let Err(error) = may_be_gone(detached) {
+            // Nothing can be noted in one that is damaged, and nobody needs it to be.
+            match Header::read(&store, &parent.image).await {
+                Err(damage) if damage.is_damage() => {}
+                _ => return Err(error),
+            }
+        }
         // A clone of version 1 is in an object of its own pool.
         let remove = method("remove_child", |w| {
             w.i64(parent.pool);

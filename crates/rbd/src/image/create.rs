@@ -3,7 +3,7 @@
 use super::header::Header;
 use super::{Image, ask, id_of, may_be_gone, method, tell};
 use crate::error::{Error, Result};
-use crate::format::{ChildSpec, Features, Layout, MAX_OBJECTS, names};
+use crate::format::{ChildSpec, Features, Layout, MAX_OBJECTS, Snapshot, names};
 use crate::store::{NOSNAP, ObjectStore, Op};
 use blockyard_rados::encoding::Reader;
 use rustix::io::Errno;
@@ -188,6 +188,7 @@ pub async fn remove<S: ObjectStore>(store: &S, name: &str) -> Result<()> {
     let id = id_of(store, name).await?;
     if let Some(mut image) = removable(store, &id).await.map_err(at)? {
         image.own().await.map_err(at)?;
+        image.begin_removal().await.map_err(at)?;
         image.empty().await.map_err(at)?;
     }
     remove_id(store, name, &id).await.map_err(at)
@@ -204,19 +205,22 @@ pub(super) async fn remove_unnamed<S: ObjectStore>(store: &S, id: &str) -> Resul
 /// # Errors
 /// ENOTEMPTY if it has snapshots; features that are not known here.
 pub(super) async fn removable<S: ObjectStore>(store: &S, id: &str) -> Result<Option<Image<S>>> {
-    // The header alone says whether there is something to remove: a parent may be gone, and is not needed.
-    match Header::read(store, id).await {
-        Err(error) if error.is_not_found() => Ok(None),
-        header => {
-            let header = header?;
-            check_removable(&header)?;
-            Image::without_parent(store, id.to_owned(), header, NOSNAP).await.map(Some)
-        }
-    }
+    let image = Image::without_its_parent(store, id).await?;
+    image.as_ref().map_or(Ok(()), |image| check_removable(&image.header))?;
+    Ok(image)
 }
 
+/// Snapshots in the trash that nobody needs go with the image (ceph: `src/librbd/image/PreRemoveRequest.cc`).
 fn check_removable(header: &Header) -> Result<()> {
-    if header.snapshots.is_empty() { Ok(()) } else { Err(Errno::NOTEMPTY.into()) }
+    let mut needed = header.snapshots.iter().filter(|it| !it.is_unneeded()).peekable();
+    if needed.peek().is_none() {
+        return Ok(());
+    }
+    let error = Error::answer(Errno::NOTEMPTY);
+    match needed.all(Snapshot::is_in_trash) {
+        true => Err(error.at("a snapshot that was removed has clones")),
+        false => Err(error.at("it has snapshots")),
+    }
 }
 
 pub(super) async fn remove_id<S: ObjectStore>(store: &S, name: &str, id: &str) -> Result<()> {
@@ -246,11 +250,24 @@ impl<S: ObjectStore> Image<S> {
         remove_id(&self.store, name, &self.id).await.map_err(at)
     }
 
-    /// Looks whether the image can be removed.
+    /// Opens an image by its id to remove it, without its parent, which may be gone or damaged, and is not needed for that: what
+    /// would be seen of it reads as zeroes. `None` if it has no header any more.
+    ///
+    /// # Errors
+    /// Its header cannot be read; features that are not known here.
+    pub async fn without_its_parent(store: &S, id: &str) -> Result<Option<Self>> {
+        match Header::read(store, id).await {
+            Err(error) if error.is_not_found() => Ok(None),
+            header => Self::without_parent(store, id.to_owned(), header?, NOSNAP).await.map(Some),
+        }
+    }
+
+    /// Looks whether the image can be removed, and removes what nobody needs of its snapshots.
     pub(super) async fn begin_removal(&mut self) -> Result<()> {
         self.begin().await?;
         self.refresh().await?;
-        check_removable(&self.header)
+        check_removable(&self.header)?;
+        self.empty_trash().await
     }
 
     /// Removes all objects. The header keeps its size, so that one that is removed in part can be removed again.

@@ -83,6 +83,11 @@ impl Header {
         self.user_snapshots().find(|snapshot| snapshot.name == name)
     }
 
+    /// The snapshots in the trash that no clone needs any more.
+    pub(super) fn unneeded_snapshots(&self) -> Vec<u64> {
+        self.snapshots.iter().filter(|it| it.is_unneeded()).map(|it| it.id).collect()
+    }
+
     pub(super) fn overlap(&self) -> u64 {
         self.parent.as_ref().and_then(|parent| parent.overlap).unwrap_or_default()
     }

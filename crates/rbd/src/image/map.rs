@@ -1,9 +1,10 @@
 //! The map of an image's objects: what it says is not there, is not there.
 
+use super::header::Header;
 use super::{Image, ask, method, tell};
 use crate::error::Result;
 use crate::format::{Features, ImageFlags, ObjectMap, ObjectState, names};
-use crate::store::{NOSNAP, ObjectStore, Op};
+use crate::store::{NOSNAP, ObjectName, ObjectStore, Op};
 use rustix::io::Errno;
 
 /// What an image or a snapshot says whose map is wrong.
@@ -162,26 +163,33 @@ impl<S: ObjectStore> Image<S> {
         self.reload_map().await
     }
 
-    /// Takes the map of a snapshot away; what had changed in it has changed for the next one.
-    pub(super) async fn map_without_snapshot(&mut self, snapshot: u64) -> Result<()> {
-        if !self.header.features.contains(Features::OBJECT_MAP) {
+    /// Takes the map of a snapshot away; what had changed in it has changed for the next one. This goes on beside reads and
+    /// writes.
+    pub(super) async fn map_without_snapshot(&self, header: &Header, snapshot: u64) -> Result<()> {
+        if !header.features.contains(Features::OBJECT_MAP) {
             return Ok(());
         }
         let of_snapshot = names::object_map(&self.id, Some(snapshot));
-        if self.header.features.contains(Features::FAST_DIFF) {
-            let newer =
-                self.header.snapshots.iter().map(|other| other.id).find(|id| *id > snapshot);
-            let merged = match ask(&self.store, &of_snapshot, "object_map_load", |_| {}).await {
-                Ok(map) => {
-                    let changed = Op::exec("rbd", "object_map_snap_remove", map);
-                    tell(&self.store, &names::object_map(&self.id, newer), vec![changed]).await
-                }
-                Err(error) => Err(error),
-            };
+        if header.features.contains(Features::FAST_DIFF) {
+            let newer = header.snapshots.iter().map(|other| other.id).find(|id| *id > snapshot);
+            let merged = self.merge_map(&of_snapshot, newer).await;
             self.kept(newer.unwrap_or(NOSNAP), merged).await?;
         }
-        super::may_be_gone(tell(&self.store, &of_snapshot, vec![Op::remove()]).await)?;
-        self.reload_map().await
+        super::may_be_gone(tell(&self.store, &of_snapshot, vec![Op::remove()]).await)
+    }
+
+    /// Has the map of the next newer snapshot, or of the image, say what changed in an older one.
+    async fn merge_map(&self, older: &ObjectName, newer: Option<u64>) -> Result<()> {
+        let map = ask(&self.store, older, "object_map_load", |_| {}).await?;
+        let changed = Op::exec("rbd", "object_map_snap_remove", map.clone());
+        tell(&self.store, &names::object_map(&self.id, newer), vec![changed]).await?;
+        // The store's first: what is known here to have changed is not noted there again.
+        if newer.is_none()
+            && let Some(known) = self.map.lock().as_mut()
+        {
+            known.merge(&ObjectMap::parse(&map)?);
+        }
+        Ok(())
     }
 
     /// Makes the map say what a snapshot's says, or that and what it says now.

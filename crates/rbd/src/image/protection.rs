@@ -42,6 +42,16 @@ impl<S: ObjectStore> Image<S> {
     /// ENOENT if there is none of that name; EINVAL if it is not protected; EBUSY if it has clones of version 1, in whichever
     /// pool; those of the store, if it does not say that of each pool.
     pub async fn unprotect_snapshot(&mut self, name: &str) -> Result<()> {
+        let id = self.begin_unprotecting(name).await?;
+        let children = self.old_children(id).await;
+        self.end_unprotecting(id, children).await
+    }
+
+    /// Begins to unprotect a snapshot, which nobody clones from now on: its number.
+    ///
+    /// # Errors
+    /// As [`unprotect_snapshot`](Self::unprotect_snapshot).
+    pub async fn begin_unprotecting(&mut self, name: &str) -> Result<u64> {
         self.begin().await?;
         let snapshot = self.snapshot_record(name)?;
         if snapshot.protection == Protection::Unprotected as u8 {
@@ -49,7 +59,20 @@ impl<S: ObjectStore> Image<S> {
         }
         let id = snapshot.id;
         self.change_header(set_protection(id, Protection::Unprotecting)).await?;
-        let refused = match self.old_children(id).await {
+        Ok(id)
+    }
+
+    /// Ends that: the snapshot is protected again if it has clones of version 1, or if that is not known.
+    ///
+    /// # Errors
+    /// As [`unprotect_snapshot`](Self::unprotect_snapshot).
+    pub async fn end_unprotecting(
+        &mut self,
+        id: u64,
+        children: Result<Vec<ChildSpec>>,
+    ) -> Result<()> {
+        self.begin().await?;
+        let refused = match children {
             Ok(children) if children.is_empty() => None,
             Ok(_) => Some(Errno::BUSY.into()),
             Err(error) => Some(error),
@@ -61,33 +84,50 @@ impl<S: ObjectStore> Image<S> {
         self.change_header(set_protection(id, Protection::Unprotected)).await
     }
 
-    /// The clones of version 1 of a snapshot. Each pool knows its own, of parents in the same namespace as they are in (ceph:
-    /// `src/librbd/operation/SnapshotUnprotectRequest.cc`).
+    /// The clones of version 1 of a snapshot, in all pools.
     pub(super) async fn old_children(&self, snapshot: u64) -> Result<Vec<ChildSpec>> {
-        let (mut children, object) = (Vec::new(), names::CHILDREN.into());
-        let namespace = self.store.namespace();
-        for pool in self.store.pools().await? {
-            let place = |error: Error| error.at(format_args!("looking for clones in pool {pool}"));
-            let store = match self.store.in_pool(pool, namespace).await {
-                // It was deleted meanwhile.
-                Err(error) if error.is_not_found() => continue,
-                store => store.map_err(place)?,
-            };
-            let listed = ask(&store, &object, "get_children", |w| {
-                w.i64(self.store.pool());
-                w.string(&self.id);
-                w.u64(snapshot);
-            });
-            let listed = match listed.await {
-                Err(error) if error.is_not_found() => continue,
-                listed => listed.map_err(place)?,
-            };
-            let mut reader = Reader::new("reading the clones of a snapshot", &listed);
-            for image in reader.vec(4, Reader::string)? {
-                children.push(ChildSpec { pool, namespace: namespace.to_owned(), image });
-            }
+        let mut children = Vec::new();
+        for pool in self.pools().await? {
+            children.extend(self.old_children_in(pool, snapshot).await?);
         }
         Ok(children)
+    }
+
+    /// The pools that may have clones.
+    ///
+    /// # Errors
+    /// Those of the store.
+    pub async fn pools(&self) -> Result<Vec<i64>> {
+        self.store.pools().await
+    }
+
+    /// The clones of version 1 of a snapshot in a pool. Each pool knows its own, of parents in the same namespace as they are in
+    /// (ceph: `src/librbd/operation/SnapshotUnprotectRequest.cc`).
+    ///
+    /// # Errors
+    /// Those of the store.
+    pub async fn old_children_in(&self, pool: i64, snapshot: u64) -> Result<Vec<ChildSpec>> {
+        let place = |error: Error| error.at(format_args!("looking for clones in pool {pool}"));
+        let namespace = self.store.namespace();
+        let store = match self.store.in_pool(pool, namespace).await {
+            // It was deleted meanwhile.
+            Err(error) if error.is_not_found() => return Ok(Vec::new()),
+            store => store.map_err(place)?,
+        };
+        let object = names::CHILDREN.into();
+        let listed = ask(&store, &object, "get_children", |w| {
+            w.i64(self.store.pool());
+            w.string(&self.id);
+            w.u64(snapshot);
+        });
+        let listed = match listed.await {
+            Err(error) if error.is_not_found() => return Ok(Vec::new()),
+            listed => listed.map_err(place)?,
+        };
+        let images =
+            Reader::new("reading the clones of a snapshot", &listed).vec(4, Reader::string)?;
+        let child = |image| ChildSpec { pool, namespace: namespace.to_owned(), image };
+        Ok(images.into_iter().map(child).collect())
     }
 
     /// Sets how many snapshots it may have; `None` for as many as one likes.

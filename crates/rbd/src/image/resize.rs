@@ -31,8 +31,9 @@ impl<S: ObjectStore> Image<S> {
             self.change_header(set_size).await?;
             self.resize_map(size).await
         } else {
-            // What a shrink has left that did not come to its end, as older versions did it, is no part of the image any more.
-            self.cut(old, self.objects_up_to(size)).await?;
+            // What a shrink has left that did not come to its end, as older versions did it, is no part of the image any more:
+            // as far as the map tells of it. Without one, each object of the new part would have to be looked for.
+            self.cut(old, self.objects_up_to(old)).await?;
             self.resize_map(size).await?;
             self.change_header(set_size).await
         }

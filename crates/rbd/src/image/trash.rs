@@ -205,6 +205,7 @@ pub async fn remove<S: ObjectStore>(store: &S, id: &str) -> Result<()> {
     set_state(store, id, TrashEntry::REMOVING, TrashEntry::NORMAL).await?;
     if let Some(mut image) = image {
         image.own().await.map_err(place)?;
+        image.begin_removal().await.map_err(place)?;
         image.empty().await.map_err(place)?;
     }
     create::remove_unnamed(store, id).await.map_err(place)?;

@@ -1,5 +1,6 @@
 //! Getting the lock, and giving it back.
 
+use super::alone::ALONE_LIMIT;
 use super::lock::{self, Owner};
 use super::{NOTIFY_LIMIT, RETRY, Shared, State, has_lock};
 use crate::error::{Error, Result};
@@ -30,7 +31,7 @@ impl<S: ObjectStore> Shared<S> {
         };
         loop {
             self.check()?;
-            let mut image = self.image.write().await;
+            let mut image = self.alone_until(Some(end)).await?;
             self.refresh_held(&mut image).await?;
             if image.is_owner() {
                 return Ok(image);
@@ -42,15 +43,19 @@ impl<S: ObjectStore> Shared<S> {
             }
             drop(image);
             let cookie = self.take(end).await?;
-            if let Some(image) = self.own(&cookie).await? {
+            if let Some(image) = self.own(&cookie, end).await? {
                 return Ok(image);
             }
         }
     }
 
     /// Has the lock: is the image's owner, unless the watch is another one by now.
-    async fn own(&self, cookie: &str) -> Result<Option<RwLockWriteGuard<'_, Image<S>>>> {
-        let mut image = self.image.write().await;
+    async fn own(
+        &self,
+        cookie: &str,
+        end: Instant,
+    ) -> Result<Option<RwLockWriteGuard<'_, Image<S>>>> {
+        let mut image = self.alone_until(Some(end)).await?;
         if self.state.lock().held.as_deref() != Some(cookie) {
             return Ok(None);
         }
@@ -226,12 +231,16 @@ impl<S: ObjectStore> Shared<S> {
             }
             state.yields_until = Some(Instant::now() + COURTESY);
         }
-        self.release().await
+        self.release_until(Some(Instant::now() + ALONE_LIMIT)).await
     }
 
     /// Gives the lock back: what is under way ends first, and is durable.
     pub(super) async fn release(&self) -> Result<()> {
-        let mut image = self.image.write().await;
+        self.release_until(None).await
+    }
+
+    async fn release_until(&self, end: Option<Instant>) -> Result<()> {
+        let mut image = self.alone_until(end).await?;
         if self.state.lock().held.is_none() {
             return Ok(());
         }

@@ -189,7 +189,11 @@ impl<S: ObjectStore> Shared<S> {
     }
 
     async fn refresh_or_fail(&self) -> Result<()> {
-        let read = self.refresh().await;
+        // Whoever needs it at once reads it himself.
+        let read = match self.alone_in_a_moment().await {
+            Some(mut image) => self.refresh_held(&mut image).await,
+            None => Err(Errno::BUSY.into()),
+        };
         if read.as_ref().is_err_and(Error::is_not_found) {
             self.fail(Errno::NOENT);
         }

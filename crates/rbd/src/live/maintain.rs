@@ -5,7 +5,7 @@ use super::{LiveImage, NOTIFY_LIMIT, Shared, has_lock};
 use super::{lock, sweep};
 use crate::error::{Error, Result};
 use crate::format::notify::{Message, RequestId, Response, Work};
-use crate::format::{Protection, SnapshotNamespace};
+use crate::format::{Protection, Snapshot, SnapshotNamespace};
 use crate::image::Image;
 use crate::store::ObjectStore;
 use blockyard_rados::encoding::Reader;
@@ -40,24 +40,18 @@ pub(super) const fn supports(work: &Work) -> bool {
     }
 }
 
-/// Does it, as the owner; but for what goes on beside reads and writes.
+/// Does what needs the image alone, as the owner.
 async fn perform<S: ObjectStore>(image: &mut Image<S>, work: &Work) -> Result<()> {
     match work {
         Work::Resize { size, allow_shrink } if *allow_shrink || *size >= image.size() => {
             image.resize(*size).await
         }
         Work::Resize { .. } => Err(Errno::INVAL.into()),
-        Work::CreateSnapshot { name, .. } => image.create_snapshot(name).await,
-        Work::RemoveSnapshot { name, namespace: SnapshotNamespace::Trash { .. } } => {
-            image.remove_trashed_snapshot(name).await
-        }
-        Work::RemoveSnapshot { name, .. } => image.remove_snapshot(name).await,
         Work::RenameSnapshot { id, name } => {
             let old = name_of_snapshot(image, *id).ok_or(Errno::NOENT)?.to_owned();
             image.rename_snapshot(&old, name).await
         }
         Work::ProtectSnapshot { name } => image.protect_snapshot(name).await,
-        Work::UnprotectSnapshot { name } => image.unprotect_snapshot(name).await,
         Work::Rename { name } => image.rename(name).await,
         _ => Err(Errno::OPNOTSUPP.into()),
     }
@@ -75,10 +69,12 @@ fn is_done<S: ObjectStore>(image: &Image<S>, work: &Work) -> bool {
         Work::Flatten => image.overlap() == 0,
         Work::Resize { size, .. } => image.size() == *size,
         Work::CreateSnapshot { name, .. } => has(name),
-        Work::RemoveSnapshot { name, namespace } => !image
-            .snapshot_records()
-            .iter()
-            .any(|known| known.namespace == *namespace && known.name == *name),
+        Work::RemoveSnapshot { name, namespace } => !image.snapshot_records().iter().any(|known| {
+            let is_left = *namespace == SnapshotNamespace::User
+                && known.is_unneeded()
+                && known.was_called(name);
+            is_left || known.namespace == *namespace && known.name == *name
+        }),
         Work::RenameSnapshot { id, name } => name_of_snapshot(image, *id) == Some(name),
         Work::ProtectSnapshot { name } => protection(name) == Some(Protection::Protected as u8),
         Work::UnprotectSnapshot { name } => protection(name) == Some(Protection::Unprotected as u8),
@@ -112,6 +108,15 @@ impl<S: ObjectStore> LiveImage<S> {
     /// As [`Image::remove_snapshot`].
     pub async fn remove_snapshot(&self, name: &str) -> Result<()> {
         let (name, namespace) = (name.to_owned(), SnapshotNamespace::User);
+        self.shared.maintain(Work::RemoveSnapshot { name, namespace }).await
+    }
+
+    /// Removes a snapshot from the trash, which no clone needs any more.
+    ///
+    /// # Errors
+    /// As [`Image::remove_trashed_snapshot_beside`].
+    pub async fn remove_trashed_snapshot(&self, snapshot: &Snapshot) -> Result<()> {
+        let (name, namespace) = (snapshot.name.clone(), snapshot.namespace.clone());
         self.shared.maintain(Work::RemoveSnapshot { name, namespace }).await
     }
 
@@ -209,21 +214,12 @@ impl<S: ObjectStore> Shared<S> {
         if !is_own && let Some(result) = self.ask_owner(&work, was_so, &mut was_asked).await? {
             return result;
         }
-        let mut image = self.acquire().await?;
         // The owner may have done it before he died.
         let can_tell = was_asked && !was_so && !matches!(work, Work::Resize { .. });
-        if can_tell && is_done(&image, &work) {
+        if can_tell && is_done(&*self.owned().await?, &work) {
             return Ok(());
         }
-        let done = if matches!(work, Work::Flatten) {
-            drop(image);
-            self.flatten(None).await
-        } else {
-            let done = self.note(perform(&mut image, &work).await);
-            self.tell_status(&image);
-            drop(image);
-            done
-        };
+        let done = self.perform(None, &work).await;
         let _whoever_misses_it_looks = self.tell(&Message::HeaderUpdate).await;
         if done.is_ok() {
             self.sweep(parent).await;
@@ -234,7 +230,7 @@ impl<S: ObjectStore> Shared<S> {
     /// Does what another one has asked for, as long as this one is the owner, and nobody wants the lock.
     pub(super) async fn do_for(&self, request: Option<RequestId>, work: &Work) -> Result<()> {
         let parent = sweep::parent_of(&*self.image.read().await);
-        let done = self.do_as_owner(request, work).await;
+        let done = self.perform(Some(request), work).await;
         if done.is_ok() && sweep::parent_of(&*self.image.read().await) != parent {
             // Nobody waits for that.
             tokio::spawn(sweep::sweep(self.store.clone(), parent));
@@ -242,18 +238,23 @@ impl<S: ObjectStore> Shared<S> {
         done
     }
 
-    async fn do_as_owner(&self, request: Option<RequestId>, work: &Work) -> Result<()> {
-        if matches!(work, Work::Flatten) {
-            return self.flatten(Some(request)).await;
+    /// Does it, as the owner: for another, or for this one, who gets the lock for that.
+    async fn perform(&self, for_another: Option<Option<RequestId>>, work: &Work) -> Result<()> {
+        let is_for_another = for_another.is_some();
+        match work {
+            Work::Flatten => self.flatten(for_another).await,
+            Work::CreateSnapshot { name, .. } => self.create_snapshot(is_for_another, name).await,
+            Work::RemoveSnapshot { name, namespace } => {
+                self.remove_snapshot(is_for_another, name, namespace).await
+            }
+            Work::UnprotectSnapshot { name } => self.unprotect(is_for_another, name).await,
+            _ => {
+                let mut image = self.alone_as_owner(is_for_another).await?;
+                let done = self.note(perform(&mut image, work).await);
+                self.tell_status(&image);
+                done
+            }
         }
-        let mut image = self.image.write().await;
-        if !image.is_owner() {
-            // It has lost the lock meanwhile; whoever asks looks who has it.
-            return Err(Error::answer(Errno::RESTART));
-        }
-        let done = self.note(perform(&mut image, work).await);
-        self.tell_status(&image);
-        done
     }
 
     /// The image for the next step of something that goes on beside reads and writes.
@@ -290,13 +291,7 @@ impl<S: ObjectStore> Shared<S> {
                 self.announce(Message::Progress { request, offset: object, total });
             }
         }
-        let mut image = match for_another {
-            None => self.acquire().await?,
-            Some(_) => self.image.write().await,
-        };
-        if !image.is_owner() {
-            return Err(Error::answer(Errno::RESTART));
-        }
+        let mut image = self.alone_as_owner(for_another.is_some()).await?;
         let done = match image.objects_of_parent() {
             // Whoever had the lock in between has done so.
             0 => Ok(()),

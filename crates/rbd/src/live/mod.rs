@@ -12,6 +12,8 @@
 //! others (`jobs.rs`).
 
 mod acquire;
+mod alone;
+mod beside;
 mod jobs;
 mod listen;
 mod lock;
@@ -289,7 +291,8 @@ impl<S: ObjectStore> LiveImage<S> {
     pub async fn alone(&self) -> Result<OwnedRwLockWriteGuard<Image<S>>> {
         loop {
             drop(self.shared.acquire().await?);
-            let image = Arc::clone(&self.shared.image).write_owned().await;
+            let image = || Arc::clone(&self.shared.image).write_owned();
+            let image = self.shared.in_moments(None, image).await?;
             // It may have been given back in between.
             if image.is_owner() && self.shared.is_current(&image) {
                 return Ok(image);
@@ -404,12 +407,12 @@ impl<S: ObjectStore> Shared<S> {
         });
     }
 
-    /// The image, whose header is the newest that was heard of.
+    /// The image, whose header is the newest that was heard of, or this one's own affair.
     async fn current(&self) -> Result<RwLockReadGuard<'_, Image<S>>> {
         loop {
             self.check()?;
             let image = self.image.read().await;
-            if self.is_current(&image) {
+            if self.is_current(&image) || self.keeps_header(&image) {
                 return Ok(image);
             }
             drop(image);
@@ -432,9 +435,15 @@ impl<S: ObjectStore> Shared<S> {
         !self.is_stale.load(Ordering::Acquire) && !image.is_stale()
     }
 
+    /// Whether what matters of the header only changes when this one changes it, as it has the lock: what it may have missed is
+    /// read when the image can be had alone for that (`jobs.rs`), and nobody waits until then.
+    fn keeps_header(&self, image: &Image<S>) -> bool {
+        image.is_owner() && !image.is_stale() && has_lock(image) && self.state.lock().is_taken
+    }
+
     /// Reads the header again, if it has changed.
     async fn refresh(&self) -> Result<()> {
-        let mut image = self.image.write().await;
+        let mut image = self.alone_until(None).await?;
         self.refresh_held(&mut image).await
     }
 

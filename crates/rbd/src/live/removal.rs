@@ -1,17 +1,21 @@
 //! Images that are removed: under their lock, so that nobody has them while their objects go.
 
-use super::{LiveImage, Options, has_lock, sweep};
+use super::{LiveImage, Options, sweep};
 use crate::error::Result;
 use crate::image::{self, Image, trash};
 use crate::store::ObjectStore;
 
-/// Removes an image. One that has no lock, or no header any more, as it was removed in part, is to be nobody's: the caller sees
-/// to that.
+/// Removes an image under its lock. One that has none, or no header any more, as it was removed in part, is to be nobody's: the
+/// caller sees to that.
 ///
 /// # Errors
 /// As [`image::remove`]; those of [`LiveImage::write`], if somebody has its lock; why its header cannot be read.
 pub async fn remove<S: ObjectStore>(store: &S, name: &str) -> Result<()> {
-    match lockable(Image::open_to_remove(store, name).await)? {
+    let image = match image::find(store, name, None).await {
+        Err(error) if error.is_not_found() => None,
+        found => Image::without_its_parent(store, &found?.0).await?,
+    };
+    match image {
         Some(image) => remove_as(store, image, async |image| image.remove(name).await).await,
         None => image::remove(store, name).await,
     }
@@ -22,19 +26,9 @@ pub async fn remove<S: ObjectStore>(store: &S, name: &str) -> Result<()> {
 /// # Errors
 /// As [`trash::remove`]; those of [`LiveImage::write`], if somebody has its lock; why its header cannot be read.
 pub async fn remove_from_trash<S: ObjectStore>(store: &S, id: &str) -> Result<()> {
-    match lockable(Image::by_id_to_remove(store, id).await)? {
+    match Image::without_its_parent(store, id).await? {
         Some(image) => remove_as(store, image, async |image| image.remove_from_trash().await).await,
         None => trash::remove(store, id).await,
-    }
-}
-
-/// An image that is removed under its lock; `None` if it has none, or no header any more. One whose header cannot be read now may
-/// be whole, and somebody's.
-fn lockable<S: ObjectStore>(opened: Result<Image<S>>) -> Result<Option<Image<S>>> {
-    match opened {
-        Ok(image) => Ok(Some(image).filter(has_lock)),
-        Err(error) if error.is_not_found() => Ok(None),
-        Err(error) => Err(error),
     }
 }
 

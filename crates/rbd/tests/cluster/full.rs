@@ -7,6 +7,7 @@ use blockyard_rbd::image::CreateOptions;
 use blockyard_rbd::image::{create, list, trash};
 use blockyard_rbd::live::{LiveImage, Options, remove, remove_from_trash};
 use blockyard_rbd::store::rados::RadosStore;
+use std::sync::Arc;
 
 const SMALL: &str = "small";
 const SIZE: u64 = 4 << 20;
@@ -40,10 +41,23 @@ fn what_is_in_a_full_pool_can_be_removed() {
         })
         .unwrap();
         store.cluster().newest_map().await.unwrap();
+        // It waits for space, and stops nobody else.
+        let live = Arc::new(live);
+        let writer = Arc::clone(&live);
+        let mut waits =
+            tokio::spawn(async move { writer.write(2 << 20, vec![3; 4096].into()).await });
+        let a_while = std::time::Duration::from_secs(1);
+        assert!(tokio::time::timeout(a_while, &mut waits).await.is_err(), "there is no space");
+        assert_eq!(live.read(0, 4096).await.unwrap(), [2; 4096]);
+        live.create_snapshot("in a full pool").await.unwrap();
+        live.remove_snapshot("in a full pool").await.unwrap();
         remove_from_trash(&store, &id).await.unwrap();
         // The clone needs it, and takes it along.
         live.remove_snapshot("s").await.unwrap();
         remove(&store, "c").await.unwrap();
+        // What was removed is space for it, as soon as OSDs have told the monitors.
+        lab.ceph(&["osd", "pool", "set-quota", SMALL, "max_objects", "0"]).unwrap();
+        waits.await.unwrap().unwrap();
         live.resize(SIZE / 2, true).await.unwrap();
         assert!(live.image().await.unwrap().snapshot_records().is_empty());
         live.close().await.unwrap();

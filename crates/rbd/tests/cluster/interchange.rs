@@ -341,3 +341,38 @@ fn a_snapshot_that_has_clones_is_removed_with_the_last_of_them() {
         rbd(&lab, &["rm", "--no-progress", "base"]);
     });
 }
+
+/// A clone of ours in another pool than its parent: rbd sees it, and its end takes the parent's snapshot with it.
+#[test]
+fn a_clone_of_ours_in_another_pool_is_one_for_rbd() {
+    let lab = lab();
+    let mut rng = StdRng::seed_from_u64(seed());
+    let mut bytes = vec![0; index(SIZE)];
+    rng.fill(&mut bytes[..]);
+    run(async {
+        let store = store(&lab).await;
+        let pool = store.cluster().pool(DATA).await.unwrap().id();
+        let other = store.in_pool(pool, "").await.unwrap();
+        import(&lab, &bytes, "far", &["--object-size", &format!("{OBJECT}B")]);
+        for is_flattened in [false, true] {
+            rbd(&lab, &["snap", "create", "--no-progress", "far@s"]);
+            let base = Image::open(&store, "far").await.unwrap();
+            base.clone_snapshot("s", &other, "away").await.unwrap();
+            let children = base.children(base.snapshot_record("s").unwrap().id).await.unwrap();
+            assert_eq!(children.iter().map(|child| child.pool).collect::<Vec<_>>(), [pool]);
+            assert_eq!(rbd(&lab, &["children", "far@s"]).trim(), format!("{DATA}/away"));
+            rbd(&lab, &["snap", "rm", "--no-progress", "far@s"]);
+            assert_eq!(all_snapshots(&lab, "far"), ["\"trash\""]);
+            if is_flattened {
+                let live = LiveImage::open(&other, "away", Options::default()).await.unwrap();
+                live.flatten().await.unwrap();
+                assert!(live.read(0, SIZE).await.unwrap() == bytes);
+                live.close().await.unwrap();
+                assert_eq!(all_snapshots(&lab, "far"), [""; 0]);
+            }
+            blockyard_rbd::live::remove(&other, "away").await.unwrap();
+            assert_eq!(all_snapshots(&lab, "far"), [""; 0]);
+        }
+        rbd(&lab, &["rm", "--no-progress", "far"]);
+    });
+}

@@ -28,6 +28,9 @@ async fn image(store: &RadosStore, name: &str) -> LiveImage<RadosStore> {
     open(store, name).await
 }
 
+/// How long the other one has the lock at least.
+const TURN: Duration = Duration::from_millis(200);
+
 async fn open(store: &RadosStore, name: &str) -> LiveImage<RadosStore> {
     LiveImage::open(store, name, Options::default()).await.unwrap()
 }
@@ -75,7 +78,11 @@ fn the_lock_goes_to_and_fro_under_load() {
             // It has the lock now, or will have it: we have it again with the next write.
             let mut status = live.status();
             let gone = status.wait_for(|status| !status.is_owner);
-            drop(tokio::time::timeout(Duration::from_millis(50), gone).await);
+            if tokio::time::timeout(Duration::from_millis(50), gone).await.is_ok() {
+                // Nobody has us take it back in this time: without, they would need hundreds of turns.
+                let back = status.wait_for(|status| status.is_owner);
+                drop(tokio::time::timeout(TURN, back).await);
+            }
             byte = byte % 250 + 1;
             live.write(OURS + 4096, vec![byte; 8192].into()).await.unwrap();
             if let Some(status) = theirs.0.try_wait().unwrap() {

@@ -13,6 +13,11 @@ const REMEDIES: &[(&str, &str, &str)] = &[
     ("blockyard image create", ADVICE, "[\"create\", \"--dir\", &dir]"),
     ("blockyard image deep cp", ADVICE, "[\"deep\", \"cp\", \"a\", \"n/a\"]"),
     ("blockyard image lock ls", ADVICE, "[\"lock\", \"rm\", \"c\", \"id\", \"x\"]"),
+    (
+        "blockyard image lock rm",
+        "crates/blockyard/tests/image/served.rs",
+        "\"lock\", \"rm\", \"--force\"",
+    ),
     ("blockyard image ls", ADVICE, "[\"ls\", \"--dir\", &dir]"),
     ("blockyard image namespace create", ADVICE, "[\"create\", \"n/b\", \"-s\", \"1\"]"),
     ("blockyard image namespace ls", ADVICE, "[\"namespace\", \"rm\", \"n\"]"),

@@ -2,12 +2,14 @@
 
 use blockyard_rados::encoding::{EntityName, EntityType};
 use blockyard_rbd::format::lock::{LockInfo, LockType, LockerId};
+use blockyard_rbd::image::Image;
 use serde::Serialize;
 
 use super::cannot;
 use super::place::Context;
 use crate::cli::LockCommand;
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
+use crate::images::{ImageSpec, Store};
 use crate::text::term;
 
 pub(super) async fn run(context: &Context<'_>, command: &LockCommand) -> Result<()> {
@@ -19,13 +21,30 @@ pub(super) async fn run(context: &Context<'_>, command: &LockCommand) -> Result<
             let taken = image.add_lock(lock_id, shared.as_deref()).await;
             taken.map_err(cannot("lock", &target.spec))
         }
-        LockCommand::Rm { image, lock_id, locker } => {
+        LockCommand::Rm { image, lock_id, locker, force } => {
             let target = context.image(image)?;
             let (_store, image) = target.read().await?;
             let locker = LockerId { client: client(locker)?, cookie: lock_id.clone() };
+            if !force {
+                has_gone(&target.spec, &image, &locker).await?;
+            }
             image.break_lock(&locker).await.map_err(cannot("break the lock of", &target.spec))
         }
     }
+}
+
+/// Sees to it that nobody is kept out who is alive: a client may have more images open than this one, and loses them all.
+async fn has_gone(spec: &ImageSpec, image: &Image<Store>, locker: &LockerId) -> Result<()> {
+    let cannot_tell = cannot("list the clients of", spec);
+    let watchers = image.watchers().await.map_err(cannot_tell)?;
+    let Some(watcher) = watchers.iter().find(|watcher| watcher.client == locker.client) else {
+        return Ok(());
+    };
+    let what = format!("{} at {} is alive and uses image {spec}", locker.client, watcher.addr);
+    Err(Error::new(ErrorKind::Busy, what).help(
+        "stop it, or have it blocklisted, which fails all requests of all images that it has open: \
+         blockyard image lock rm --force IMAGE ID CLIENT",
+    ))
 }
 
 /// `client.4711`.

@@ -153,8 +153,16 @@ async fn purge(context: &Context<'_>, image: &str) -> Result<()> {
     let (_store, image) = target.read().await?;
     let is_needed = |snapshot: &&Snapshot| snapshot.protection != Protection::Unprotected as u8;
     let (needed, free): (Vec<_>, Vec<_>) = image.user_snapshots().partition(is_needed);
-    if !free.is_empty() {
+    // Those whose removal did not come to its end, or whose last clone has gone without a word.
+    let left: Vec<_> = image.snapshot_records().iter().filter(|it| it.is_unneeded()).collect();
+    if !free.is_empty() || !left.is_empty() {
         let purge = async |live: &LiveImage<Store>| {
+            for snapshot in left {
+                match live.remove_trashed_snapshot(snapshot).await {
+                    Err(err) if err.is_not_found() => {}
+                    removed => removed?,
+                }
+            }
             for snapshot in free {
                 let removed = live.remove_snapshot(&snapshot.name).await;
                 removed.map_err(|err| err.at(format_args!("snapshot {:?}", snapshot.name)))?;

@@ -128,12 +128,13 @@ fn a_snapshot_is_read_and_not_written() {
         image.remove_snapshot("s").await.unwrap();
         assert!(image.remove_snapshot("s").await.unwrap_err().is_not_found());
         let trashed = image.snapshot_records()[0].name.clone();
-        let refused = image.remove_trashed_snapshot(&trashed).await.unwrap_err();
+        let refused = image.remove_trashed_snapshot_beside(&trashed).await.unwrap_err();
         assert_eq!(refused.errno(), Some(Errno::BUSY));
         let mut clone = open(&store, "c").await;
         assert_eq!(clone.read(5, 3).await.unwrap(), b"old");
         clone.flatten().await.unwrap();
-        image.remove_trashed_snapshot(&trashed).await.unwrap();
+        image.remove_trashed_snapshot_beside(&trashed).await.unwrap();
+        image.refresh().await.unwrap();
         assert!(image.snapshot_records().is_empty());
         assert_eq!(clone.read(5, 3).await.unwrap(), b"old");
     });

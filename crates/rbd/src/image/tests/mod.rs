@@ -5,6 +5,7 @@ mod diffs;
 mod faults;
 mod fsx;
 mod images;
+mod partly;
 mod purposes;
 mod states;
 mod upkeep;

@@ -122,3 +122,20 @@ fn one_who_has_lost_his_watch_and_cannot_name_his_lock_after_another_yet_is_aske
         assert_eq!(cluster.intruders(), Vec::<String>::new());
     });
 }
+
+/// An image without a map of its objects is made larger as fast as one with a map: nothing is looked for in the new part.
+#[test]
+fn an_image_without_a_map_grows_by_its_size_alone() {
+    run(async {
+        let cluster = Cluster::new(25, 0);
+        let client = Client::new(&cluster, 100);
+        super::protocol::create_with(&client, Features::LAYERING).await;
+        let live = open(&client).await;
+        live.write(0, vec![1; 10].into()).await.unwrap();
+        let before = cluster.requests();
+        live.resize(80_000 * OBJECT, false).await.unwrap();
+        let asked = cluster.requests() - before;
+        assert!(asked < 100, "{asked} requests");
+        assert_eq!(live.read(79_999 * OBJECT, 10).await.unwrap(), [0; 10]);
+    });
+}

@@ -19,7 +19,7 @@ use rustix::io::Errno;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::sleep;
 
 /// After this time without a sign of life a watch is gone.
@@ -27,9 +27,11 @@ const WATCH_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// The cluster.
 pub(super) struct Cluster {
-    objects: DirStore<Simulated>,
+    /// The objects of each pool.
+    pools: [DirStore<Simulated>; 2],
     rng: Mutex<StdRng>,
     world: Mutex<World>,
+    held: watch::Sender<Option<Held>>,
     /// Of a hundred notifications so many get lost, and of a hundred requests so many cost a watch.
     pub(super) faults: u32,
 }
@@ -46,9 +48,24 @@ struct World {
     applied: u64,
     /// How long requests for data take.
     slow: Duration,
-    /// A client, and an object of which his next request fails.
+    /// A client, and an object of which its next request fails.
     broken: Option<(i64, String)>,
+    requests: u64,
 }
+
+/// What does not answer until it is let go.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Held {
+    /// Writes to objects whose names end so.
+    Writes(&'static str),
+    /// A pool.
+    Pool(i64),
+    /// Whoever gives numbers to snapshots, and takes them back.
+    Monitors,
+}
+
+/// The pool of images, and another one.
+pub(super) const POOLS: [i64; 2] = [1, 2];
 
 struct Entry {
     client: Caller,
@@ -63,9 +80,10 @@ fn shutdown() -> Error {
 impl Cluster {
     pub(super) fn new(seed: u64, faults: u32) -> Arc<Self> {
         Arc::new(Self {
-            objects: DirStore::on(Simulated::default()).unwrap(),
+            pools: POOLS.map(|_| DirStore::on(Simulated::default()).unwrap()),
             rng: Mutex::new(StdRng::seed_from_u64(seed)),
             world: Mutex::default(),
+            held: watch::Sender::new(None),
             faults,
         })
     }
@@ -104,6 +122,32 @@ impl Cluster {
         self.world.lock().broken = Some((client, object.to_string()));
     }
 
+    /// Something does not answer from now on.
+    pub(super) fn hold(&self, what: Held) {
+        self.held.send_replace(Some(what));
+    }
+
+    /// All answers.
+    pub(super) fn let_go(&self) {
+        self.held.send_replace(None);
+    }
+
+    /// Waits until something answers.
+    async fn answers(&self, is_held: impl Fn(&Held) -> bool) {
+        let mut held = self.held.subscribe();
+        held.wait_for(|held| !held.as_ref().is_some_and(&is_held)).await.unwrap();
+    }
+
+    /// How many requests there were.
+    pub(super) fn requests(&self) -> u64 {
+        self.world.lock().requests
+    }
+
+    fn objects(&self, pool: i64) -> &DirStore<Simulated> {
+        let place = POOLS.iter().position(|known| *known == pool).unwrap();
+        &self.pools[place]
+    }
+
     /// How long a request takes beside others.
     fn slowness(&self, object: &ObjectName) -> Duration {
         let is_data = object.to_string().starts_with("rbd_data.");
@@ -117,8 +161,12 @@ impl Cluster {
 
     /// The objects whose names have something in them.
     pub(super) async fn objects_with(&self, text: &str) -> Vec<String> {
-        let (all, _) = self.objects.list(None, 1000).await.unwrap();
-        all.iter().map(ToString::to_string).filter(|name| name.contains(text)).collect()
+        let mut found = Vec::new();
+        for pool in &self.pools {
+            let (all, _) = pool.list(None, 1000).await.unwrap();
+            found.extend(all.iter().map(ToString::to_string).filter(|name| name.contains(text)));
+        }
+        found
     }
 
     /// How many writes of data were done.
@@ -176,8 +224,9 @@ impl Cluster {
         if let [Op::Query(Query::Watchers)] = request.ops() {
             return Ok(vec![Answer::Watchers(self.watchers(object))]);
         }
+        self.world.lock().requests += 1;
         self.guard(client, object, request);
-        self.objects.operate_as(&client.caller, object, request)
+        self.objects(client.pool).operate_as(&client.caller, object, request)
     }
 
     /// Whoever writes data has the lock.
@@ -187,10 +236,14 @@ impl Cluster {
         let (Some((id, _)), Request::Write { .. }) = (id, request) else { return };
         let header = crate::format::names::header(id);
         let get = lock::get_info();
-        let Ok(info) = self.objects.operate_blocking(&header, &get) else { return };
-        let owner = lock::parse_owner(info).unwrap();
+        let info = self.objects(client.pool).operate_blocking(&header, &get);
         let mut world = self.world.lock();
         world.applied += 1;
+        let Ok(info) = info else {
+            world.intruders.push(format!("{object} by {}, no header", client.number()));
+            return;
+        };
+        let owner = lock::parse_owner(info).unwrap();
         if owner.as_ref().is_none_or(|owner| owner.client.client != client.caller.client) {
             let intruder = format!("{object} by {}, owner {owner:?}", client.number());
             world.intruders.push(intruder);
@@ -215,13 +268,14 @@ impl Cluster {
 pub(super) struct Client {
     cluster: Arc<Cluster>,
     caller: Caller,
+    pool: i64,
 }
 
 impl Client {
     pub(super) fn new(cluster: &Arc<Cluster>, number: u32) -> Self {
         let client = EntityName { kind: EntityType::CLIENT, number: number.into() };
         let addr = EntityAddr { nonce: number, ..EntityAddr::default() };
-        Self { cluster: Arc::clone(cluster), caller: Caller { client, addr } }
+        Self { cluster: Arc::clone(cluster), caller: Caller { client, addr }, pool: POOLS[0] }
     }
 
     pub(super) fn number(&self) -> i64 {
@@ -240,19 +294,22 @@ impl ObjectStore for Client {
     type Watch = SimulatedWatch;
 
     fn pool(&self) -> i64 {
-        self.cluster.objects.pool()
+        self.pool
     }
 
     fn namespace(&self) -> &str {
         ""
     }
 
-    async fn in_pool(&self, _: i64, _: &str) -> Result<Self> {
-        Ok(self.clone())
+    async fn in_pool(&self, pool: i64, _: &str) -> Result<Self> {
+        if !POOLS.contains(&pool) {
+            return Err(Errno::NOENT.into());
+        }
+        Ok(Self { pool, ..self.clone() })
     }
 
     async fn pools(&self) -> Result<Vec<i64>> {
-        self.cluster.objects.pools().await
+        Ok(POOLS.to_vec())
     }
 
     fn caller(&self) -> Caller {
@@ -284,6 +341,13 @@ impl ObjectStore for Client {
         tokio::spawn(async move {
             client.cluster.delay().await;
             sleep(client.cluster.slowness(&object)).await;
+            let is_write = matches!(request, Request::Write { .. });
+            let is_held = |held: &Held| match held {
+                Held::Writes(end) => is_write && object.to_string().ends_with(end),
+                Held::Pool(pool) => *pool == client.pool,
+                Held::Monitors => false,
+            };
+            client.cluster.answers(is_held).await;
             let result = client.cluster.apply(&client, &object, &request);
             client.cluster.delay().await;
             let _given_up = done.send(result);
@@ -309,13 +373,15 @@ impl ObjectStore for Client {
     async fn create_snapshot(&self) -> Result<u64> {
         self.alive().await;
         self.cluster.delay().await;
-        self.cluster.objects.create_snapshot_blocking()
+        self.cluster.answers(|held| *held == Held::Monitors).await;
+        self.cluster.objects(self.pool).create_snapshot_blocking()
     }
 
     async fn remove_snapshot(&self, id: u64) -> Result<()> {
         self.alive().await;
         self.cluster.delay().await;
-        self.cluster.objects.remove_snapshot_blocking(id)
+        self.cluster.answers(|held| *held == Held::Monitors).await;
+        self.cluster.objects(self.pool).remove_snapshot_blocking(id)
     }
 
     async fn watch(&self, object: &ObjectName) -> Result<SimulatedWatch> {

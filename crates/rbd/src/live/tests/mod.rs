@@ -6,3 +6,4 @@ mod names;
 mod processes;
 mod protocol;
 mod removal;
+mod waiting;

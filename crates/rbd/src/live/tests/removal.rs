@@ -2,8 +2,9 @@
 
 use super::cluster::{Client, Cluster};
 use super::protocol::{SIZE, image, open, run};
+use crate::format::Features;
 use crate::format::names::header;
-use crate::image::{Image, trash};
+use crate::image::{Image, method, trash};
 use crate::live::{LiveImage, Options, remove, remove_from_trash};
 use crate::store::{Mutation, ObjectStore, Op, Request};
 use blockyard_rados::encoding::Utime;
@@ -208,4 +209,125 @@ fn the_end_of_a_clone_goes_up_the_chain() {
         a.close().await.unwrap();
         remove(&client, "a").await.unwrap();
     });
+}
+
+/// Nobody has a lock of such an image, and the end of one is the end of what its parent keeps for it, all the same.
+#[test]
+fn the_end_of_a_clone_without_a_lock_takes_the_snapshot_with_it() {
+    for is_in_trash in [false, true] {
+        run(async {
+            let cluster = Cluster::new(35, 0);
+            let client = Client::new(&cluster, 100);
+            super::protocol::create_with(&client, Features::LAYERING).await;
+            let other = client.in_pool(super::cluster::POOLS[1], "").await.unwrap();
+            let parent = open(&client).await;
+            parent.create_snapshot("s").await.unwrap();
+            // Of two pools.
+            for into in [&client, &other] {
+                parent.image().await.unwrap().clone_snapshot("s", into, "c").await.unwrap();
+            }
+            parent.remove_snapshot("s").await.unwrap();
+            for from in [&client, &other] {
+                assert_eq!(kinds(&client, "a").await, [TRASH]);
+                match is_in_trash {
+                    false => remove(from, "c").await.unwrap(),
+                    true => {
+                        let trashed = trash::put(from, "c", Utime::default(), Utime::default());
+                        remove_from_trash(from, &trashed.await.unwrap()).await.unwrap();
+                    }
+                }
+            }
+            assert!(kinds(&client, "a").await.is_empty());
+            parent.close().await.unwrap();
+            remove(&client, "a").await.unwrap();
+        });
+    }
+}
+
+/// Such as an `rbd snap rm` that was cut short leaves (librbd puts each snapshot into the trash first), or a sweep that failed.
+#[test]
+fn snapshots_in_the_trash_that_nobody_needs_go_with_the_image() {
+    for features in [Features::LAYERING, Features::DEFAULT] {
+        for is_in_trash in [false, true] {
+            run(async {
+                let cluster = Cluster::new(36, 0);
+                let client = Client::new(&cluster, 100);
+                super::protocol::create_with(&client, features).await;
+                let live = open(&client).await;
+                for name in ["s", "t"] {
+                    live.write(0, vec![1; 10].into()).await.unwrap();
+                    live.create_snapshot(name).await.unwrap();
+                }
+                let (id, header) = {
+                    let image = live.image().await.unwrap();
+                    image.clone_snapshot("t", &client, "c").await.unwrap();
+                    (image.id().to_owned(), header(image.id()))
+                };
+                for snapshot in [1, 2] {
+                    let trash = method("snapshot_trash_add", |w| w.u64(snapshot));
+                    client.operate(&header, Request::write(vec![trash])).await.unwrap();
+                }
+                live.close().await.unwrap();
+                let error = remove(&client, "a").await.unwrap_err();
+                assert_eq!(error.errno(), Some(Errno::NOTEMPTY), "{error}");
+                assert!(error.to_string().contains("clones"), "{error}");
+                remove(&client, "c").await.unwrap();
+                match is_in_trash {
+                    false => remove(&client, "a").await.unwrap(),
+                    true => {
+                        let time = Utime::default();
+                        trash::put(&client, "a", time, time).await.unwrap();
+                        remove_from_trash(&client, &id).await.unwrap();
+                    }
+                }
+                let left = cluster.objects_with(&id).await;
+                assert!(left.is_empty(), "{left:?}");
+            });
+        }
+    }
+}
+
+/// It has a lock of its own, and somebody may have it, or have died with writes under way.
+#[test]
+fn a_clone_whose_parent_is_gone_or_damaged_is_removed_under_its_lock() {
+    for (is_damaged, is_in_trash) in [(false, false), (true, false), (false, true), (true, true)] {
+        run(async {
+            let cluster = Cluster::new(37, 0);
+            let first = image(&cluster).await;
+            let (one, two) = (Client::new(&cluster, 1), Client::new(&cluster, 2));
+            let parent = open(&first).await;
+            parent.create_snapshot("s").await.unwrap();
+            let parent_id = parent.image().await.unwrap().id().to_owned();
+            parent.image().await.unwrap().clone_snapshot("s", &first, "c").await.unwrap();
+            parent.close().await.unwrap();
+            let owner = LiveImage::open(&one, "c", Options::default()).await.unwrap();
+            owner.write(0, vec![1; 10].into()).await.unwrap();
+            let id = owner.image().await.unwrap().id().to_owned();
+            if is_in_trash {
+                trash::put(&two, "c", Utime::default(), Utime::default()).await.unwrap();
+            }
+            let broken = match is_damaged {
+                false => Op::remove(),
+                true => {
+                    let key = crate::format::names::snapshot_key(1).into();
+                    Mutation::OmapSet([(key, "x".into())].into()).into()
+                }
+            };
+            two.operate(&header(&parent_id), Request::write(vec![broken])).await.unwrap();
+            cluster.slow_down(5);
+            // It is under way when he dies.
+            let late = tokio::spawn(async move { owner.write(0, vec![2; 10].into()).await });
+            cluster.pass(1).await;
+            cluster.kill(&one);
+            match is_in_trash {
+                false => remove(&two, "c").await.unwrap(),
+                true => remove_from_trash(&two, &id).await.unwrap(),
+            }
+            assert!(cluster.is_fenced(&one), "{is_damaged} {is_in_trash}");
+            late.abort();
+            let left = cluster.objects_with(&id).await;
+            assert!(left.is_empty(), "{left:?}");
+            assert_eq!(cluster.intruders(), Vec::<String>::new());
+        });
+    }
 }

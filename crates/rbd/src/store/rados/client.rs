@@ -79,11 +79,7 @@ impl Client {
     /// Whether the cluster has said that it keeps the client out.
     #[must_use]
     pub fn is_fenced(&self) -> bool {
-        let is_listed = || {
-            let own = self.cluster.address();
-            own.is_some_and(|own| self.cluster.map(|map| map.blocklisted(&own).is_some()))
-        };
-        self.is_fenced.load(Ordering::Acquire) || is_listed()
+        self.is_fenced.load(Ordering::Acquire) || self.cluster.is_fenced()
     }
 
     /// The cluster has said so.

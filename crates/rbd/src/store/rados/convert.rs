@@ -69,31 +69,11 @@ fn watchers(data: &[u8]) -> Result<Vec<Watcher>> {
     Ok(osd::watchers(data)?)
 }
 
-/// Methods of images that free space, or only note what was done: whoever removes an image or a snapshot, or makes an image
-/// smaller, needs them.
-const FREEING_METHODS: &[&str] = &[
-    "child_detach",
-    "dir_remove_image",
-    "object_map_resize",
-    "object_map_snap_remove",
-    "object_map_update",
-    "op_features_set",
-    "parent_detach",
-    "remove_child",
-    "set_flags",
-    "set_protection_status",
-    "set_size",
-    "snapshot_remove",
-    "snapshot_trash_add",
-    "trash_add",
-    "trash_remove",
-    "trash_state_set",
-];
-
-/// What frees space, and what locks and unlocks, goes on while the cluster is full: it fails where it would need more (ceph:
-/// `librbd/io/ObjectRequest.cc`, `librbd/ImageCtx.cc`, `set_pool_full_try`).
+/// Only data waits while the cluster is full. What frees space, and what changes headers, maps and locks, goes on, and fails
+/// where it would need more: whoever waits for that may be in the way of what frees some (ceph: `librbd/io/ObjectRequest.cc`,
+/// `librbd/ImageCtx.cc`, `set_pool_full_try`).
 pub(super) fn flags(ops: &[Op]) -> OpFlags {
-    let frees = |op: &Op| match op {
+    let goes_on = |op: &Op| match op {
         Op::Guard(_) | Op::Query(_) => true,
         Op::Mutate(mutation) => {
             matches!(
@@ -104,15 +84,18 @@ pub(super) fn flags(ops: &[Op]) -> OpFlags {
                     | Mutation::OmapRemove(_)
                     | Mutation::OmapClear
                     | Mutation::RemoveXattr(_)
+                    // Names, headers and maps; data is made without it, and written in parts.
+                    | Mutation::Create { exclusive: true }
+                    | Mutation::WriteFull(_)
             )
         }
         Op::Exec { class, method, .. } => match *class {
             "lock" => true,
-            "rbd" => FREEING_METHODS.contains(method),
+            "rbd" => *method != "copyup",
             _ => false,
         },
     };
-    if ops.iter().all(frees) { OpFlags::FULL_TRY } else { OpFlags::empty() }
+    if ops.iter().all(goes_on) { OpFlags::FULL_TRY } else { OpFlags::empty() }
 }
 
 /// What an OSD refused, as this crate says it.
@@ -131,16 +114,43 @@ mod tests {
     use bytes::Bytes;
 
     #[test]
-    fn only_what_frees_space_goes_on_while_the_cluster_is_full() {
+    fn only_data_waits_while_the_cluster_is_full() {
         let full_try = |ops: &[Op]| flags(ops) == OpFlags::FULL_TRY;
         assert!(full_try(&[Op::remove()]));
         assert!(full_try(&[Op::assert_exists(), Op::zero(0, 5)]));
         assert!(full_try(&[Op::exec("lock", "unlock", Bytes::new())]));
         assert!(!full_try(&[Op::write(0, Bytes::from_static(b"x"))]));
-        assert!(!full_try(&[Op::remove(), Op::exec("rbd", "snapshot_add", Bytes::new())]));
         assert!(!full_try(&[Op::exec("rbd", "copyup", Bytes::new())]));
-        // All that it takes to remove a clone with its map, or to make it smaller.
-        for method in FREEING_METHODS {
+        assert!(!full_try(&[Op::create(false)]));
+        assert!(!full_try(&[Op::create(false), Op::write(0, Bytes::from_static(b"x"))]));
+        // The name of an image, its header, the map of a snapshot.
+        let set_id = Op::exec("rbd", "set_id", Bytes::new());
+        assert!(full_try(&[Op::create(true), set_id]));
+        assert!(full_try(&[Op::write_full(Bytes::from_static(b"map"))]));
+        // Whoever makes a snapshot has the image alone, and whoever removes one or a clone frees space.
+        for method in [
+            "snapshot_add",
+            "snapshot_rename",
+            "object_map_snap_add",
+            "object_map_snap_remove",
+            "object_map_update",
+            "object_map_resize",
+            "set_size",
+            "set_flags",
+            "set_protection_status",
+            "snapshot_trash_add",
+            "snapshot_remove",
+            "parent_detach",
+            "child_detach",
+            "remove_child",
+            "dir_remove_image",
+            "dir_rename_image",
+            "trash_add",
+            "trash_state_set",
+            "trash_remove",
+            "op_features_set",
+            "metadata_set",
+        ] {
             assert!(full_try(&[Op::exec("rbd", method, Bytes::new())]), "{method}");
         }
     }

@@ -1,0 +1,100 @@
+//! Before a stream to an OSD carries anything, the monitors say which map is the newest, and that is used.
+//!
+//! A client that was away may have been kept out meanwhile, and have been forgotten since: its OSDs would do what it sends. The
+//! maps of that time tell (`fence.rs`), and have to be here first. The monitors are asked while the stream is opened, so that
+//! it mostly costs no time.
+
+use super::machine::{Objecter, earlier};
+use std::time::{Duration, Instant};
+
+/// Without an answer for so long it goes on by the map that there is: without a quorum nobody is kept out, and OSDs work on.
+pub(super) const LIMIT: Duration = Duration::from_secs(60);
+
+/// What is known of the map since a stream was asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Confirmation {
+    /// The monitors are to be asked: a question that is out may be older than the stream.
+    Due(Instant),
+    /// They were asked.
+    Asked(Instant),
+    /// There is a newer map, of this epoch or a later one.
+    Newer(u32, Instant),
+    /// The newest one is in use, or nobody says which it is.
+    Done,
+}
+
+impl Confirmation {
+    /// When it is taken as given.
+    pub(super) const fn until(self) -> Option<Instant> {
+        match self {
+            Self::Due(until) | Self::Asked(until) | Self::Newer(_, until) => Some(until),
+            Self::Done => None,
+        }
+    }
+}
+
+impl Objecter {
+    /// A stream to an OSD was asked for.
+    pub(super) fn confirm(&mut self, now: Instant, osd: i32) {
+        if let Some(session) = self.sessions.get_mut(&osd) {
+            session.confirmation = Confirmation::Due(now + LIMIT);
+            earlier(&mut self.wake, now + LIMIT);
+        }
+        self.ask_for_newest();
+    }
+
+    /// Asks which epoch is the newest, unless that was asked, and not answered.
+    pub(super) fn ask_for_newest(&mut self) {
+        if std::mem::replace(&mut self.newest_wanted, true) {
+            return;
+        }
+        self.events.push_back(super::Event::WantNewest);
+        for session in self.sessions.values_mut() {
+            if let Confirmation::Due(until) = session.confirmation {
+                session.confirmation = Confirmation::Asked(until);
+            }
+        }
+    }
+
+    /// The monitors have said which epoch is the newest: whether some stream waits for it.
+    pub(super) fn newest_is(&mut self, epoch: u32) -> bool {
+        let mut waits = false;
+        let mut is_due = false;
+        for session in self.sessions.values_mut() {
+            match session.confirmation {
+                Confirmation::Asked(until) => {
+                    session.confirmation = Confirmation::Newer(epoch, until);
+                    waits = true;
+                }
+                Confirmation::Due(_) => is_due = true,
+                Confirmation::Newer(..) | Confirmation::Done => {}
+            }
+        }
+        if is_due {
+            self.ask_for_newest();
+        }
+        waits
+    }
+
+    /// Sends what waited for the map that is in use now, and in which the client was looked for.
+    pub(super) fn go_on_by_map(&mut self) {
+        let (known, _) = self.looked_at;
+        let osds: Vec<_> = self.sessions.keys().copied().collect();
+        for osd in osds {
+            let Some(session) = self.sessions.get_mut(&osd) else { continue };
+            if matches!(session.confirmation, Confirmation::Newer(epoch, _) if epoch <= known) {
+                session.confirmation = Confirmation::Done;
+                self.send_unsent(osd);
+            }
+        }
+    }
+
+    /// Goes on without an answer, if it is time.
+    pub(super) fn expire_confirmation(&mut self, now: Instant, osd: i32) {
+        let Some(session) = self.sessions.get_mut(&osd) else { return };
+        if session.confirmation.until().is_some_and(|until| until <= now) {
+            session.confirmation = Confirmation::Done;
+            self.send_unsent(osd);
+        }
+    }
+}
