@@ -43,7 +43,7 @@ impl DiskListener for Heard {
             Event::ReadOnly(_) => Changed::READ_ONLY,
             Event::MediaChanged => Changed::MEDIUM,
             Event::Partitions => Changed::PARTITIONS,
-            Event::Added | Event::Removed => return,
+            Event::Added | Event::Removed | Event::Faults => return,
         });
     }
 }

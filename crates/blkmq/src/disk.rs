@@ -1,5 +1,6 @@
 //! A disk: a queue with a name, a size, partitions, and people who have it open (kernel: `struct gendisk`).
 
+mod faults;
 mod queue;
 mod size;
 
@@ -16,6 +17,7 @@ use crate::block_device_ops::BlockDeviceOps;
 use crate::clock::Clock;
 use crate::driver::Driver;
 use crate::error::{Error, ErrorKind, Result};
+use crate::fault::Faults;
 use crate::geometry::Geometry;
 use crate::limits::{Features, Limits};
 use crate::major::{DISK_MAX_PARTS, DevNum};
@@ -101,6 +103,8 @@ pub enum Event {
     MediaChanged,
     /// Its partitions were read anew.
     Partitions,
+    /// Other faults are injected into it than before, or none.
+    Faults,
     /// It is gone: I/O to it fails.
     Removed,
 }
@@ -134,6 +138,7 @@ pub struct Disk {
     openers: AtomicU32,
     resizing: Mutex<()>,
     throttle: Mutex<Vec<Arc<ThrottleGroup>>>,
+    faults: Faults,
     next_registrant: AtomicU64,
 }
 
@@ -176,6 +181,7 @@ impl Disk {
         queue.set_size(size);
         queue.set_read_only(config.read_only);
         Ok(Arc::new(Self {
+            faults: Faults::of(&config.name),
             name: config.name,
             dev: config.dev,
             minors: config.minors.max(1),
@@ -237,6 +243,7 @@ impl Disk {
         let limits = limits
             .validate()
             .map_err(|err| Error::new(ErrorKind::Invalid, "impossible limits").caused_by(err))?;
+        self.warn_of_stalled();
         self.queue.set_limits(limits)
     }
 
@@ -434,6 +441,7 @@ impl Disk {
     pub(crate) fn shut_down(self: &Arc<Self>) -> (Vec<Arc<Partition>>, Status) {
         let parts = self.close_partitions();
         // What was held back has to end, too.
+        self.end_faults();
         self.queue.end_quiesce();
         let mut flushed = Status::Ok;
         if self.queue.life() == Life::Live {

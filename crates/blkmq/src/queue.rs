@@ -12,8 +12,10 @@ use crate::clock::Clock;
 use crate::driver::{Driver, InFlight};
 use crate::elevator::Elevator;
 use crate::error::{Error, ErrorKind, Result};
+use crate::fault::FaultSet;
 use crate::hctx::Hctx;
-use crate::limits::Limits;
+use crate::limits::{Features, Limits};
+use crate::op::Status;
 use crate::queue_map::QueueType;
 use crate::reservation::{Fence, Registrant};
 use crate::sched::Kind;
@@ -190,6 +192,16 @@ pub(crate) trait Queue: Send + Sync {
     fn throttle_changed(&self);
     fn let_in(&self);
     fn kept_for_ns(&self) -> Option<u64>;
+    /// From when it returns on, everything goes by these faults.
+    fn set_faults(&self, faults: Option<Arc<FaultSet>>);
+    /// Requests that faults hold, by the rules that these wait for.
+    fn held(&self) -> Vec<Option<u64>>;
+    /// Lets those go on, and says how many there were.
+    fn release(&self, which: &dyn Fn(Option<u64>) -> bool) -> usize;
+    /// Ends all that faults hold.
+    fn fail_held(&self, status: Status);
+    /// Changes what the disk is said to do, under load too.
+    fn set_features(&self, features: Features);
     fn tick(&self, now_ns: u64) -> Option<u64>;
     fn clock(&self) -> &Arc<dyn Clock>;
 }
@@ -584,6 +596,29 @@ impl<D: Driver> Queue for RequestQueue<D> {
     fn kept_for_ns(&self) -> Option<u64> {
         let now_ns = self.shared.clock.now_ns();
         self.hctxs.iter().filter_map(|hctx| hctx.kept_for_ns(now_ns)).max()
+    }
+
+    fn set_faults(&self, faults: Option<Arc<FaultSet>>) {
+        self.hctxs.iter().for_each(|hctx| hctx.set_faults(faults.clone()));
+        self.shared.ring_alarm();
+    }
+
+    fn held(&self) -> Vec<Option<u64>> {
+        self.hctxs.iter().flat_map(|hctx| hctx.held()).collect()
+    }
+
+    fn release(&self, which: &dyn Fn(Option<u64>) -> bool) -> usize {
+        self.hctxs.iter().map(|hctx| hctx.release(which)).sum()
+    }
+
+    fn fail_held(&self, status: Status) {
+        self.hctxs.iter().for_each(|hctx| hctx.fail_held(status));
+    }
+
+    fn set_features(&self, features: Features) {
+        let mut limits = self.limits.write();
+        limits.features = features;
+        self.hctxs.iter().for_each(|hctx| hctx.set_limits(limits.clone()));
     }
 
     fn tick(&self, now_ns: u64) -> Option<u64> {

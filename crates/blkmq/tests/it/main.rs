@@ -10,6 +10,7 @@
 )]
 
 mod bytes;
+mod faults;
 mod model;
 mod order;
 mod parity;
