@@ -413,7 +413,7 @@ impl FaultSet {
                 }
                 FaultKind::Delay { least, most } => {
                     let span = u64::try_from((most - least).as_nanos()).unwrap_or(u64::MAX);
-                    let more = u128::from(drawn) * (u128::from(span) + 1) >> 64;
+                    let more = (u128::from(drawn) * (u128::from(span) + 1)) >> 64;
                     let least = u64::try_from(least.as_nanos()).unwrap_or(u64::MAX);
                     let delay_ns = least.saturating_add(u64::try_from(more).unwrap_or(span));
                     plan.delay_ns = plan.delay_ns.saturating_add(delay_ns);

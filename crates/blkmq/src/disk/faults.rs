@@ -217,8 +217,8 @@ impl Disk {
         self.queue.held().into_iter().flatten().filter(|&rule| counts(rule)).count()
     }
 
-    /// Ends all faults where nobody can wait: what they hold goes on, and what a [`FaultKind::Volatile`] holds is written with the
-    /// next flush. For whoever closes the disk.
+    /// Ends all faults where nobody can wait: what they hold goes on, and what a [`FaultKind::Volatile`] holds is written with
+    /// the next flush. For whoever closes the disk.
     pub fn end_faults(&self) {
         let mut control = self.faults.control.lock();
         if control.rules.is_empty() {

@@ -13,7 +13,10 @@ use crate::units::{SECTOR_SIZE, Sector};
 
 /// Sectors of a page.
 const PAGE_SECTORS: u64 = 8;
-const PAGE_BYTES: usize = (PAGE_SECTORS * SECTOR_SIZE) as usize;
+const SECTOR: usize = 512;
+const PAGE_BYTES: usize = 8 * SECTOR;
+const _: () =
+    assert!(SECTOR as u64 == SECTOR_SIZE && PAGE_BYTES as u64 == PAGE_SECTORS * SECTOR_SIZE);
 
 /// Some sectors of a page.
 #[derive(Clone)]
@@ -67,8 +70,6 @@ fn pages_of(sector: Sector, len: usize) -> impl Iterator<Item = (u64, Range<usiz
         (page, within(from - first)..within(to - first), within(from - start) * SECTOR)
     })
 }
-
-const SECTOR: usize = SECTOR_SIZE as usize;
 
 fn bits(sectors: &Range<usize>) -> u8 {
     sectors.clone().fold(0, |bits, sector| bits | 1 << sector)

@@ -131,7 +131,7 @@ fn run_cache(seed_of: &str) {
         let bytes = usize::try_from(len * SECTOR_SIZE).unwrap();
         match rng.random_range(0..10) {
             0..5 => {
-                let data = vec![(step % 255 + 1) as u8; bytes];
+                let data = vec![u8::try_from(step % 255 + 1).unwrap(); bytes];
                 assert!(cache.write(Sector(from), bytes, Some(&data)));
                 seen[at..at + bytes].copy_from_slice(&data);
             }

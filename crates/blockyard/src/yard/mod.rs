@@ -3,6 +3,7 @@
 pub mod changes;
 pub mod config;
 pub mod events;
+mod faults;
 mod first_flush;
 pub mod follow;
 pub mod housekeeping;
@@ -136,6 +137,10 @@ struct Follower {
 
 impl DiskListener for Follower {
     fn event(&self, disk: &Disk, event: Event) {
+        if event == Event::Faults {
+            let (name, faults) = (self.disk.clone(), disk.faults().len());
+            return self.events.push(events::Event::FaultsChanged { disk: name, faults });
+        }
         if !matches!(event, Event::Resized { .. } | Event::ReadOnly(_) | Event::MediaChanged) {
             return;
         }
@@ -466,7 +471,10 @@ impl Yard {
             (std::mem::take(&mut inside.disks), std::mem::take(&mut inside.exports))
         };
         // What they have asked for is answered, whatever their limits.
-        disks.iter().for_each(|disk| disk.open.disk().set_throttle(Vec::new()));
+        for layer in disks.iter().flat_map(|disk| disk.open.layers()) {
+            layer.disk().end_faults();
+            layer.disk().set_throttle(Vec::new());
+        }
         exports.iter().for_each(|it| it.export.stop());
         let flushing = FirstFlushes::begin(&disks);
         // They end together: nobody's clients take the time of another's, nor that of the disks.
