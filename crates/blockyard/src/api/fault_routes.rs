@@ -27,7 +27,7 @@ pub(super) async fn post_fault(
     uri: Uri,
     bytes: Body,
 ) -> Answer<Response> {
-    let spec = request::fault(request::object(&body(bytes)?)?)?;
+    let spec = request::fault(&request::object(&body(bytes)?)?)?;
     served.disk(&name, uri.path())?;
     let added = refused_at(uri.path(), served.yard.add_fault(&name, spec).await)?;
     Ok((StatusCode::CREATED, Json(added)).into_response())

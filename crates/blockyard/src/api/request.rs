@@ -233,7 +233,7 @@ pub(super) fn settings(object: Map<String, Json>) -> Answer<Vec<Wanted>> {
 }
 
 /// A fault that is wanted.
-pub(super) fn fault(object: Map<String, Json>) -> Answer<FaultSpec> {
+pub(super) fn fault(object: &Map<String, Json>) -> Answer<FaultSpec> {
     let members = object.iter().map(|(name, value)| Ok((name.clone(), text_of(name, value)?)));
     fault::spec(&members.collect::<Answer<Vec<_>>>()?)
         .map_err(|(name, problem)| Refusal::usage(field(&name), problem))

@@ -11,17 +11,13 @@ use crate::disks::fault::FaultReport;
 use crate::error::{Error, ErrorKind, Result};
 
 /// What the block layer says of a fault, with the exit code that it has.
-fn refused(err: blockyard_blkmq::Error) -> Error {
+fn refused(err: &blockyard_blkmq::Error) -> Error {
     let kind = match err.kind() {
         Kind::Invalid => ErrorKind::Usage,
         Kind::Busy | Kind::Exists | Kind::Resource => ErrorKind::Busy,
         _ => ErrorKind::Failed,
     };
-    let told = Error::new(kind, err.to_string());
-    match std::error::Error::source(&err).map(ToString::to_string) {
-        Some(cause) => told.caused_by(Error::new(kind, cause)),
-        None => told,
-    }
+    Error::new(kind, err.chain())
 }
 
 impl Yard {
@@ -31,7 +27,7 @@ impl Yard {
         change: impl FnOnce(&Arc<Disk>) -> blockyard_blkmq::Result<T> + Send + 'static,
     ) -> Result<T> {
         let open: Arc<OpenDisk> = self.disk(disk)?;
-        elsewhere(move || change(open.disk()).map_err(refused)).await
+        elsewhere(move || change(open.disk()).map_err(|err| refused(&err))).await
     }
 
     /// Injects faults into a disk.
