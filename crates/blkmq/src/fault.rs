@@ -338,13 +338,16 @@ pub(crate) enum Act {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Plan {
     pub(crate) delay_ns: u64,
+    /// The first of the rules that delay it.
+    pub(crate) delayed_by: Option<u64>,
     /// The rule that it waits for.
     pub(crate) stalled_by: Option<u64>,
     pub(crate) act: Act,
 }
 
 impl Plan {
-    pub(crate) const PASS: Self = Self { delay_ns: 0, stalled_by: None, act: Act::Pass };
+    pub(crate) const PASS: Self =
+        Self { delay_ns: 0, delayed_by: None, stalled_by: None, act: Act::Pass };
 }
 
 /// What was injected so far, and into which disk.
@@ -417,6 +420,7 @@ impl FaultSet {
                     let least = u64::try_from(least.as_nanos()).unwrap_or(u64::MAX);
                     let delay_ns = least.saturating_add(u64::try_from(more).unwrap_or(span));
                     plan.delay_ns = plan.delay_ns.saturating_add(delay_ns);
+                    plan.delayed_by = plan.delayed_by.or(Some(rule.id));
                     continue;
                 }
                 FaultKind::Stall => {

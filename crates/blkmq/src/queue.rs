@@ -194,8 +194,8 @@ pub(crate) trait Queue: Send + Sync {
     fn kept_for_ns(&self) -> Option<u64>;
     /// From when it returns on, everything goes by these faults.
     fn set_faults(&self, faults: Option<Arc<FaultSet>>);
-    /// Requests that faults hold, by the rules that these wait for.
-    fn held(&self) -> Vec<Option<u64>>;
+    /// Requests that faults hold: by which rule, and whether somebody has to release them.
+    fn held(&self) -> Vec<(Option<u64>, bool)>;
     /// Lets those go on, and says how many there were.
     fn release(&self, which: &dyn Fn(Option<u64>) -> bool) -> usize;
     /// Ends all that faults hold.
@@ -603,7 +603,7 @@ impl<D: Driver> Queue for RequestQueue<D> {
         self.shared.ring_alarm();
     }
 
-    fn held(&self) -> Vec<Option<u64>> {
+    fn held(&self) -> Vec<(Option<u64>, bool)> {
         self.hctxs.iter().flat_map(|hctx| hctx.held()).collect()
     }
 

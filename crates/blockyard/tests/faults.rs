@@ -5,7 +5,7 @@ mod common;
 
 use std::process::{Child, Stdio};
 
-use common::{Daemon, nbdsh, peer, system, try_peer};
+use common::{Daemon, nbdkit, nbdsh, peer, system, try_peer};
 use serde_json::{Value, json};
 
 /// Runs `blockyard fault`, which has to do it, and gives its output.
@@ -122,7 +122,7 @@ fn qemu_io(daemon: &Daemon, commands: &[&str]) -> Child {
 fn wait_for_stalled(daemon: &Daemon, count: u64) {
     let stalled = || {
         let all = faults(daemon, "a");
-        all.iter().map(|fault| fault["stalled"].as_u64().unwrap()).sum::<u64>()
+        all.iter().map(|fault| fault["held"].as_u64().unwrap()).sum::<u64>()
     };
     while stalled() != count {
         blockyard_conformance::pause();
@@ -211,6 +211,43 @@ fn a_power_cut_keeps_what_was_flushed_and_nothing_else() {
     daemon.stop();
     let left = std::fs::read(&path).unwrap();
     assert_eq!((left[0], left[64 << 10], left[2 << 20], left[3 << 20]), (1, 2, 4, 0));
+}
+
+#[test]
+fn a_power_cut_is_the_same_on_every_driver() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name).display().to_string();
+    let _server = nbdkit(&dir.path().join("kit"), &["memory", "16M"]);
+    std::fs::create_dir(path("images")).unwrap();
+    common::run(&["image", "create", "--dir", &path("images"), "--size", "16M", "vm"]).code(0);
+    for uri in [
+        "ram:16M?name=a".to_owned(),
+        format!("file:{}?create=16M&name=a", path("file")),
+        format!("nbd+unix:///?socket={}&name=a", path("kit")),
+        format!("rbd+dir:{}/vm?name=a", path("images")),
+    ] {
+        let daemon = Daemon::serve(&[&uri]);
+        fault(&daemon, "a volatile=8M");
+        let script = "h.pwrite(b'\\x01' * 65536, 0)\nh.flush()\nh.pwrite(b'\\x02' * 65536, 32768)\n\
+                      h.zero(4096, 0)\nprint(h.pread(2, 32767), h.pread(1, 0), flush=True)\n\
+                      import os\nos._exit(0)";
+        let seen = "bytearray(b'\\x01\\x02') bytearray(b'\\x00')\n";
+        assert_eq!(nbdsh(&daemon.uri("a"), script), seen, "{uri}");
+        fault(&daemon, "a power-cut");
+        assert_eq!(faults(&daemon, "a")[1]["bytes"], 65536 + 4096, "{uri}");
+        fault(&daemon, "a clear 2");
+        let script = "print(h.pread(65536, 0) == b'\\x01' * 65536 and h.pread(65536, 65536) == bytes(65536))\n\
+                      h.pwrite(b'\\x03' * 512, 0)";
+        assert_eq!(nbdsh(&daemon.uri("a"), script), "True\n", "{uri}");
+        // What is held when the fault is cleared is written.
+        fault(&daemon, "a clear");
+        assert_eq!(
+            nbdsh(&daemon.uri("a"), "print(h.pread(513, 0) == b'\\x03' * 512 + b'\\x01')"),
+            "True\n"
+        );
+        let log = daemon.stop();
+        assert!(!log.contains("ERROR"), "{log}");
+    }
 }
 
 #[test]

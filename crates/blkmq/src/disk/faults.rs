@@ -72,7 +72,7 @@ impl Disk {
     }
 
     fn info(&self, rule: &Rule) -> FaultInfo {
-        let held = self.queue.held().iter().filter(|&&held| held == Some(rule.id)).count();
+        let held = self.queue.held().iter().filter(|(by, _)| *by == Some(rule.id)).count();
         let mut info = rule.info(self.queue.clock().now_ns(), held as u64);
         if matches!(rule.spec.kind, FaultKind::Volatile { .. }) {
             let cache = self.faults.control.lock().cache.clone();
@@ -91,7 +91,7 @@ impl Disk {
         self.queue.set_faults(set);
     }
 
-    /// Ends a fault: what it stalls goes on. What a [`FaultKind::Volatile`] holds is written and flushed, which waits for what is
+    /// Ends a fault: what it delays or stalls goes on. What a [`FaultKind::Volatile`] holds is written and flushed, which waits for what is
     /// out.
     ///
     /// # Errors
@@ -137,7 +137,7 @@ impl Disk {
             }
             self.publish(&control);
         }
-        self.queue.release(&|stalled_by| stalled_by == Some(rule.id));
+        self.queue.release(&|by| by == Some(rule.id));
         let (disk, id, kind) = (&self.name, rule.id, rule.spec.kind.name());
         tracing::warn!(disk, id, kind, "{why}");
         self.notify(Event::Faults);
@@ -214,7 +214,9 @@ impl Disk {
     }
 
     fn stalled_by(&self, counts: impl Fn(u64) -> bool) -> usize {
-        self.queue.held().into_iter().flatten().filter(|&rule| counts(rule)).count()
+        let held = self.queue.held().into_iter();
+        let stalls = held.filter_map(|(rule, is_stalled)| rule.filter(|_| is_stalled));
+        stalls.filter(|&rule| counts(rule)).count()
     }
 
     /// Ends all faults where nobody can wait: what they hold goes on, and what a [`FaultKind::Volatile`] holds is written with

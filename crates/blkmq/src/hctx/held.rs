@@ -16,7 +16,8 @@ const LOOK_NS: u64 = 100_000_000;
 /// What a request waits for.
 #[derive(Clone, Copy)]
 pub(super) enum Until {
-    At(u64),
+    /// This time, unless the rule that delays it is gone before.
+    At(u64, Option<u64>),
     /// That this rule is gone.
     Released(u64),
 }
@@ -45,10 +46,11 @@ impl<D: Driver> Held<D> {
         }
     }
 
-    fn stalled_by(&self) -> Option<u64> {
+    /// The rule that holds it, and whether somebody has to release it.
+    fn by(&self) -> (Option<u64>, bool) {
         match self.until {
-            Until::At(_) => None,
-            Until::Released(rule) => Some(rule),
+            Until::At(_, rule) => (rule, false),
+            Until::Released(rule) => (Some(rule), true),
         }
     }
 }
@@ -56,7 +58,7 @@ impl<D: Driver> Held<D> {
 impl<D: Driver> fmt::Display for Held<D> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.until {
-            Until::At(at_ns) => write!(f, "{} until {at_ns}", self.rq),
+            Until::At(at_ns, _) => write!(f, "{} until {at_ns}", self.rq),
             Until::Released(rule) => write!(f, "{} until {rule} is released", self.rq),
         }
     }
@@ -84,9 +86,9 @@ impl<D: Driver> Hctx<D> {
         self.shared.ring_alarm();
     }
 
-    /// What is held, each with the rule that it waits for.
-    pub(crate) fn held(&self) -> Vec<Option<u64>> {
-        self.state.lock().held.iter().map(Held::stalled_by).collect()
+    /// What is held, each with the rule that holds it, and whether somebody has to release it.
+    pub(crate) fn held(&self) -> Vec<(Option<u64>, bool)> {
+        self.state.lock().held.iter().map(Held::by).collect()
     }
 
     /// Lets those go on; says how many there were.
@@ -94,7 +96,7 @@ impl<D: Driver> Hctx<D> {
         let count = {
             let mut st = self.state.lock();
             let (gone, kept) =
-                std::mem::take(&mut st.held).into_iter().partition(|held| which(held.stalled_by()));
+                std::mem::take(&mut st.held).into_iter().partition(|held| which(held.by().0));
             st.held = kept;
             let gone: Vec<Held<D>> = gone;
             let count = gone.len();
@@ -129,18 +131,20 @@ impl<D: Driver> Hctx<D> {
         let mut next_ns: Option<u64> = None;
         for held in std::mem::take(&mut st.held) {
             let at_ns = match held.until {
-                Until::At(at_ns) if at_ns <= now_ns => {
+                Until::At(at_ns, _) if at_ns <= now_ns => {
                     due.push((at_ns, held.rq));
                     continue;
                 }
-                Until::At(at_ns) => at_ns,
-                Until::Released(_) if is_wanted(st, &held.rq) => now_ns.saturating_add(LOOK_NS),
+                until if is_wanted(st, &held.rq) => {
+                    let look_ns = now_ns.saturating_add(LOOK_NS);
+                    if let Until::At(at_ns, _) = until { at_ns.min(look_ns) } else { look_ns }
+                }
                 // Others may have shared it, and nothing is lost by a flush.
-                Until::Released(_) if held.rq.op == Op::Flush => {
+                _ if held.rq.op == Op::Flush => {
                     due.push((now_ns, held.rq));
                     continue;
                 }
-                Until::Released(_) => {
+                _ => {
                     unwanted.push(held.rq);
                     continue;
                 }

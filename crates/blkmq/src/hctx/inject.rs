@@ -91,8 +91,9 @@ impl<D: Driver> Hctx<D> {
         let delay_ns = std::mem::take(&mut mark.plan.delay_ns);
         if delay_ns > 0 {
             let due_ns = self.shared.clock.now_ns().saturating_add(delay_ns);
+            let delayed_by = mark.plan.delayed_by;
             rq.mark = Some(mark);
-            self.hold(rq, Until::At(due_ns), faults);
+            self.hold(rq, Until::At(due_ns, delayed_by), faults);
             return None;
         }
         match mark.plan.act {
@@ -256,7 +257,7 @@ impl<D: Driver> Hctx<D> {
         if cache.begin_flush() == Begun::Busy {
             let due_ns = self.shared.clock.now_ns().saturating_add(FLUSH_RETRY_NS);
             rq.mark = Some(mark);
-            self.hold(rq, Until::At(due_ns), faults);
+            self.hold(rq, Until::At(due_ns, None), faults);
             return None;
         }
         mark.aside = Some(Aside::put(&mut rq));

@@ -114,6 +114,33 @@ fn a_delay_is_as_long_as_it_says_and_others_go_by() {
 }
 
 #[test]
+fn a_long_delay_ends_with_its_rule_and_for_who_is_not_wanted_any_more() {
+    let rig = rig();
+    let hour = Duration::from_secs(3600);
+    let delay = FaultSpec::new(FaultKind::Delay { least: hour, most: hour });
+    let id = rig.disk.add_fault(delay.clone()).unwrap().id;
+    let outbox = Arc::new(Outbox::default());
+    for bio in [write(0, 1, 1), Bio::flush()] {
+        rig.bdev.submit(0, bio.on_end(Arc::<Outbox>::clone(&outbox)));
+    }
+    rig.submit(0, read(8, 1));
+    assert_eq!((rig.disk.faults()[0].held, rig.disk.stalled()), (3, 0));
+    outbox.close();
+    for _ in 0..3 {
+        rig.clock.advance_ms(100);
+        rig.disk.tick();
+    }
+    assert_eq!((Arc::strong_count(&outbox), rig.ends.count()), (1, 0));
+    rig.disk.clear_fault(id).unwrap();
+    assert_eq!(ended(&rig), [(8, Status::Ok)]);
+    rig.disk.add_fault(delay).unwrap();
+    rig.submit(0, read(8, 1));
+    assert!(rig.layer.del_disk(&rig.disk).is_ok());
+    assert_eq!(ended(&rig), [(8, Status::Ok)]);
+    rig.tear_down();
+}
+
+#[test]
 fn a_stall_holds_what_it_is_for_until_it_is_released() {
     let rig = rig();
     let stall = FaultSpec { ops: FaultOps::WRITE, ..FaultSpec::new(FaultKind::Stall) };

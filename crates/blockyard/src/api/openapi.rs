@@ -498,7 +498,7 @@ fn schemas() -> Value {
         ]),
         "Fault": object(&[
             ("id", count.clone()), ("kind", text.clone()), ("rule", text.clone()), ("matched", count.clone()),
-            ("injected", count.clone()), ("stalled", count.clone()), ("bytes", count.clone()),
+            ("injected", count.clone()), ("held", count.clone()), ("bytes", count.clone()),
             ("seconds_left", json!({ "type": ["number", "null"] })),
         ]),
         "NewFault": new_fault(),

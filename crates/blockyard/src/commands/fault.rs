@@ -114,8 +114,7 @@ fn list(daemon: &Found, name: &str, path: &str, json: bool) -> Result<()> {
         term::tell(format_args!("no faults are injected into {name}"));
         return Ok(());
     }
-    let mut table =
-        term::table(&["ID", "FAULT", "MATCHED", "INJECTED", "STALLED", "BYTES", "LEFT"]);
+    let mut table = term::table(&["ID", "FAULT", "MATCHED", "INJECTED", "HELD", "BYTES", "LEFT"]);
     for fault in faults {
         let left = fault.seconds_left.map_or_else(|| "-".into(), |left| format!("{left:.1}s"));
         table.add_row([
@@ -123,7 +122,7 @@ fn list(daemon: &Found, name: &str, path: &str, json: bool) -> Result<()> {
             fault.rule,
             fault.matched.to_string(),
             fault.injected.to_string(),
-            fault.stalled.to_string(),
+            fault.held.to_string(),
             size::human(fault.bytes),
             left,
         ]);

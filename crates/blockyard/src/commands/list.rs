@@ -201,9 +201,9 @@ fn show_limits_and_faults(daemon: &Daemon) -> Result<()> {
     for disk in &daemon.disks {
         for fault in &disk.faults {
             let (pid, name, rule) = (daemon.pid, &disk.name, &fault.rule);
-            let (id, injected, stalled) = (fault.id, fault.injected, fault.stalled);
+            let (id, injected, held) = (fault.id, fault.injected, fault.held);
             term::say(format_args!(
-                "{pid} injects fault {id} into {name}: {rule} ({injected} injected, {stalled} stalled)"
+                "{pid} injects fault {id} into {name}: {rule} ({injected} injected, {held} held)"
             ))?;
         }
     }

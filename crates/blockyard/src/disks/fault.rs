@@ -335,8 +335,8 @@ pub struct FaultReport {
     pub matched: u64,
     /// Of those, the ones that it was injected into.
     pub injected: u64,
-    /// Of those, the ones that wait to be released.
-    pub stalled: u64,
+    /// Of those, the ones that it holds now.
+    pub held: u64,
     /// Bytes that a fault `volatile` holds, or a power cut has dropped.
     pub bytes: u64,
     /// For how long it is there yet.
@@ -351,7 +351,7 @@ impl From<FaultInfo> for FaultReport {
             rule: shown(&info.spec),
             matched: info.matched,
             injected: info.fired,
-            stalled: info.held,
+            held: info.held,
             bytes: info.bytes,
             seconds_left: info.left.map(|left| left.as_secs_f64()),
         }
