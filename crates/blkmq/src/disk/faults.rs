@@ -46,7 +46,7 @@ impl Disk {
             (rule, control.cache.clone())
         };
         let (disk, id) = (&self.name, rule.id);
-        tracing::warn!(disk, id, kind = kind.name(), "fault set");
+        tracing::warn!(disk, id, kind = kind.name(), rule = ?rule.spec, "fault set");
         if kind == FaultKind::PowerCut {
             self.queue.fail_held(Status::Io);
             let bytes = cache.map_or(0, |cache| cache.cut());
