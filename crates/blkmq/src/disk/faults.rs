@@ -91,8 +91,8 @@ impl Disk {
         self.queue.set_faults(set);
     }
 
-    /// Ends a fault: what it delays or stalls goes on. What a [`FaultKind::Volatile`] holds is written and flushed, which waits for what is
-    /// out.
+    /// Ends a fault: what it delays or stalls goes on. What a [`FaultKind::Volatile`] holds is written and flushed, which waits
+    /// for what is out.
     ///
     /// # Errors
     /// [`ErrorKind::NotFound`] if there is none of that number; [`ErrorKind::Busy`] and [`ErrorKind::Io`] for a
