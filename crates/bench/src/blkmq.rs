@@ -9,6 +9,7 @@ use xtask::run::{capture, cargo};
 const NS_PER_BIO: Metric = Metric("ns_per_bio_1q");
 const BIOS_1Q: Metric = Metric("bios_per_s_1q");
 const BIOS_2Q: Metric = Metric("bios_per_s_2q");
+const IDLE_FAULT: Metric = Metric("idle_fault_to_none");
 const SCALING: Metric = Metric("two_queues_to_one");
 
 pub(super) fn cases(_: &Context) -> Vec<Case> {
@@ -34,7 +35,7 @@ fn measure(_: &Context) -> Result<Sample> {
         "--json",
     ]))?;
     let mut sample = Vec::new();
-    for metric in [NS_PER_BIO, BIOS_1Q, BIOS_2Q] {
+    for metric in [NS_PER_BIO, BIOS_1Q, BIOS_2Q, IDLE_FAULT] {
         sample.push((metric, number(&said, metric.0)?));
     }
     sample.push((SCALING, sample[2].1 / sample[1].1));

@@ -8,8 +8,9 @@ use std::sync::{Arc, Barrier};
 use std::time::{Duration, Instant};
 
 use blockyard_blkmq::{
-    Bdev, Bio, Busy, Disk, DiskConfig, Driver, EndIo, HctxHandle, Limits, MonotonicClock, NoOps,
-    Op, OpenMode, Request, Result, Sector, Status, TagSet, TagSetConfig,
+    Bdev, Bio, Busy, Disk, DiskConfig, Driver, EndIo, FaultKind, FaultOps, FaultSpec, HctxHandle,
+    Limits, MonotonicClock, NoOps, Op, OpenMode, Request, Result, Sector, Status, TagSet,
+    TagSetConfig,
 };
 use blockyard_buf::Segment;
 
@@ -183,10 +184,20 @@ fn main() {
     let (one, two) = (best(|| threads(1)), best(|| threads(2)));
     let (single_ns, batch_ns) = (1e9 / one.wall, 1e9 / batch);
     let cpu_ratio = two.cpu / one.cpu;
+    let idle = open(1);
+    let error = FaultSpec::new(FaultKind::Error(Status::Io));
+    idle.disk().add_fault(FaultSpec { ops: FaultOps::FLUSH, ..error }).unwrap();
+    // In turns, so that whatever else the machine does concerns both.
+    let (mut with, mut without) = (Rate::default(), Rate::default());
+    for _ in 0..REPEATS {
+        with.cpu = with.cpu.max(batches(&idle).cpu);
+        without.cpu = without.cpu.max(batches(&bdev).cpu);
+    }
+    let idle_ratio = with.cpu / without.cpu;
     if std::env::args().any(|arg| arg == "--json") {
         print!("{{\"ns_per_bio_1q\": {single_ns:.1}, \"ns_per_bio_batch32\": {batch_ns:.1}, ");
         print!("\"bios_per_s_1q\": {:.0}, \"bios_per_s_2q\": {:.0}, ", one.wall, two.wall);
-        println!("\"cpu_ratio_2q\": {cpu_ratio:.2}}}");
+        println!("\"cpu_ratio_2q\": {cpu_ratio:.2}, \"idle_fault_to_none\": {idle_ratio:.3}}}");
     } else {
         println!("one at a time   {single_ns:8.1} ns per bio   {:12.0} bios/s", one.wall);
         println!("batches of {BATCH}   {batch_ns:8.1} ns per bio   {batch:12.0} bios/s");
@@ -198,5 +209,6 @@ fn main() {
         println!(
             "                {cpu_ratio:8.2} times one by the time that the threads were given"
         );
+        println!("an idle fault   {idle_ratio:8.3} times none, in batches of {BATCH}");
     }
 }

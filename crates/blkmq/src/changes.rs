@@ -46,7 +46,7 @@ impl DiskListener for Heard {
             Event::MediaChanged => Changed::MEDIUM,
             Event::Partitions => Changed::PARTITIONS,
             Event::Throttled => Changed::THROTTLE,
-            Event::Added | Event::Removed => return,
+            Event::Added | Event::Removed | Event::Faults => return,
         });
     }
 }

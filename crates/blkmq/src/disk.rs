@@ -1,5 +1,6 @@
 //! A disk: a queue with a name, a size, partitions, and people who have it open (kernel: `struct gendisk`).
 
+mod faults;
 mod queue;
 mod size;
 
@@ -18,6 +19,7 @@ use crate::block_device_ops::BlockDeviceOps;
 use crate::clock::Clock;
 use crate::driver::Driver;
 use crate::error::{Error, ErrorKind, Result};
+use crate::fault::Faults;
 use crate::geometry::Geometry;
 use crate::limits::{Features, Limits};
 use crate::major::{DISK_MAX_PARTS, DevNum};
@@ -105,6 +107,8 @@ pub enum Event {
     MediaChanged,
     /// Its partitions were read anew.
     Partitions,
+    /// Other faults are injected into it than before, or none.
+    Faults,
     /// It is gone: I/O to it fails.
     Removed,
 }
@@ -140,6 +144,7 @@ pub struct Disk {
     throttle: Mutex<Vec<Arc<ThrottleGroup>>>,
     /// Nanoseconds, one for each [`WaitLimit`].
     wait_limits: Arc<Mutex<Vec<u64>>>,
+    faults: Faults,
     next_registrant: AtomicU64,
 }
 
@@ -182,6 +187,7 @@ impl Disk {
         queue.set_size(size);
         queue.set_read_only(config.read_only);
         Ok(Arc::new(Self {
+            faults: Faults::of(&config.name),
             name: config.name,
             dev: config.dev,
             minors: config.minors.max(1),
@@ -244,6 +250,7 @@ impl Disk {
         let limits = limits
             .validate()
             .map_err(|err| Error::new(ErrorKind::Invalid, "impossible limits").caused_by(err))?;
+        self.warn_of_stalled();
         self.queue.set_limits(limits)
     }
 
@@ -441,6 +448,7 @@ impl Disk {
     pub(crate) fn shut_down(self: &Arc<Self>) -> (Vec<Arc<Partition>>, Status) {
         let parts = self.close_partitions();
         // What was held back has to end, too.
+        self.end_faults();
         self.queue.end_quiesce();
         let mut flushed = Status::Ok;
         if self.queue.life() == Life::Live {

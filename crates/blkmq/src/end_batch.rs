@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use crate::driver::Driver;
 use crate::op::Status;
-use crate::request::{Request, Role, Rq};
+use crate::request::{Request, Rq};
 
 /// Requests that have ended, until their bios and their queue are told, of all at once: that takes one look
 /// at the clock, and one lock, however many they are. A driver that finds several completions at a time keeps one of these with
@@ -23,7 +23,7 @@ impl<D: Driver> Default for EndBatch<D> {
 impl<D: Driver> EndBatch<D> {
     /// Adds a request, which ends with `status` as by [`Request::end`]. One that has more to do than to end goes on now.
     pub fn add(&mut self, rq: Request<D>, status: Status) {
-        if rq.role() != Role::Plain {
+        if !rq.only_ends() {
             return rq.end(status);
         }
         let (mut rq, status) = rq.into_ended(status);

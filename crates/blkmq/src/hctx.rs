@@ -18,6 +18,7 @@ use smallvec::SmallVec;
 use crate::bio::Bio;
 use crate::bytes::WritesOut;
 use crate::driver::Driver;
+use crate::fault::FaultSet;
 use crate::flush::FlushQueue;
 use crate::limits::Limits;
 use crate::op::{Op, Status};
@@ -33,7 +34,10 @@ mod complete;
 mod dispatch;
 mod gate;
 mod handle;
+mod held;
+mod inject;
 mod show;
+mod stand_in;
 mod submit;
 mod tagging;
 mod timer;
@@ -41,6 +45,8 @@ mod waiting;
 
 use gate::Gate;
 pub use handle::HctxHandle;
+use held::Held;
+pub(crate) use inject::Mark;
 pub(crate) use waiting::Arrival;
 use waiting::Waiting;
 
@@ -60,10 +66,17 @@ pub(crate) struct Hctx<D: Driver> {
     pub(crate) shared: Arc<QueueShared<D>>,
     tags: Arc<Tags>,
     state: CachePadded<Mutex<State<D>>>,
-    driver: CachePadded<Mutex<Option<D::Hctx>>>,
+    driver: CachePadded<Mutex<Option<Part<D>>>>,
     rerun: AtomicBool,
     /// Whether it is quiesced, for whoever has got the driver and does not look at the state.
     quiesced: AtomicBool,
+}
+
+/// What whoever talks to the driver holds.
+struct Part<D: Driver> {
+    hctx: D::Hctx,
+    /// What is done to requests before the driver sees them. `None`: nothing.
+    faults: Option<Arc<FaultSet>>,
 }
 
 pub(crate) struct State<D: Driver> {
@@ -95,6 +108,8 @@ pub(crate) struct State<D: Driver> {
     waits_for_tag: [bool; 2],
     /// Begun, and given back until the next tick.
     later: VecDeque<Box<Rq<D>>>,
+    /// Kept from the driver by faults, with their tags.
+    held: Vec<Held<D>>,
     flush: FlushQueue<Box<Rq<D>>>,
     slots: Box<[Slot]>,
     pub(crate) limits: Limits,
@@ -186,6 +201,7 @@ impl<D: Driver> Hctx<D> {
             writes: None,
             waits_for_tag: [false; 2],
             later: VecDeque::new(),
+            held: Vec::new(),
             flush: FlushQueue::default(),
             slots: vec![Slot::default(); tags.depth() as usize].into(),
             limits,
@@ -213,7 +229,7 @@ impl<D: Driver> Hctx<D> {
     pub(crate) fn attach(self: &Arc<Self>) -> crate::error::Result<()> {
         let part =
             self.shared.driver.init_hctx(&self.shared.disk, HctxHandle(Arc::downgrade(self)))?;
-        *self.driver.lock() = Some(part);
+        *self.driver.lock() = Some(Part { hctx: part, faults: None });
         self.tags.attach();
         let made =
             self.resize_pool(self.tags.depth() as usize).and_then(|()| self.make_request(u32::MAX));
@@ -278,7 +294,7 @@ impl<D: Driver> Hctx<D> {
         self.tags.detach();
         // The shares of others have become larger.
         self.tags.wake();
-        self.shared.driver.exit_hctx(&self.shared.disk, part);
+        self.shared.driver.exit_hctx(&self.shared.disk, part.hctx);
     }
 
     pub(crate) fn lock(&self) -> MutexGuard<'_, State<D>> {
@@ -337,7 +353,8 @@ impl<D: Driver> Hctx<D> {
             let mut st = self.state.lock();
             st.dying = true;
             let later = std::mem::take(&mut st.later);
-            later.into_iter().rev().for_each(|rq| st.dispatch.push_front(rq));
+            let held = std::mem::take(&mut st.held).into_iter().map(Held::into_rq);
+            later.into_iter().chain(held).rev().for_each(|rq| st.dispatch.push_front(rq));
             let waiting = st.waiting.take_all().chain(st.take_kept());
             let _woken_below = self.leave_tags_if_idle(&mut st);
             waiting

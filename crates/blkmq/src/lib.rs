@@ -24,6 +24,7 @@ mod driver;
 mod elevator;
 mod end_batch;
 mod error;
+mod fault;
 mod flush;
 pub mod geometry;
 mod hctx;
@@ -59,6 +60,9 @@ pub use disk::{Disk, DiskConfig, DiskFlags, DiskListener, Event, WaitLimit};
 pub use driver::{Budget, Busy, Driver, InFlight, Timeout};
 pub use end_batch::EndBatch;
 pub use error::{Error, ErrorKind, Result};
+pub use fault::{
+    FaultCounts, FaultInfo, FaultKind, FaultOps, FaultSpec, MAX_FAULTS, MAX_VOLATILE_BYTES,
+};
 pub use hctx::HctxHandle;
 pub use limits::{Features, Limits};
 pub use op::{Flags, IoPrio, Op, StatGroup, Status, WriteHint};

@@ -12,8 +12,10 @@ use crate::clock::Clock;
 use crate::driver::{Driver, InFlight};
 use crate::elevator::Elevator;
 use crate::error::{Error, ErrorKind, Result};
+use crate::fault::FaultSet;
 use crate::hctx::Hctx;
-use crate::limits::Limits;
+use crate::limits::{Features, Limits};
+use crate::op::Status;
 use crate::queue_map::QueueType;
 use crate::reservation::{Fence, Registrant};
 use crate::sched::Kind;
@@ -193,6 +195,16 @@ pub(crate) trait Queue: Send + Sync {
     fn admit_due(&self);
     /// How long ago the oldest of what has not ended was asked.
     fn oldest_age_ns(&self) -> Option<u64>;
+    /// From when it returns on, everything goes by these faults.
+    fn set_faults(&self, faults: Option<Arc<FaultSet>>);
+    /// Requests that faults hold: by which rule, and whether somebody has to release them.
+    fn held(&self) -> Vec<(Option<u64>, bool)>;
+    /// Lets those go on, and says how many there were.
+    fn release(&self, which: &dyn Fn(Option<u64>) -> bool) -> usize;
+    /// Ends all that faults hold.
+    fn fail_held(&self, status: Status);
+    /// Changes what the disk is said to do, under load too.
+    fn set_features(&self, features: Features);
     fn tick(&self, now_ns: u64) -> Option<u64>;
     fn clock(&self) -> &Arc<dyn Clock>;
 }
@@ -595,6 +607,29 @@ impl<D: Driver> Queue for RequestQueue<D> {
         let queued = self.hctxs.iter().filter_map(|hctx| hctx.oldest_ns()).min();
         let oldest_ns = queued.into_iter().chain(self.shared.locks.oldest_ns()).min()?;
         Some(self.shared.clock.now_ns().saturating_sub(oldest_ns))
+    }
+
+    fn set_faults(&self, faults: Option<Arc<FaultSet>>) {
+        self.hctxs.iter().for_each(|hctx| hctx.set_faults(faults.clone()));
+        self.shared.ring_alarm();
+    }
+
+    fn held(&self) -> Vec<(Option<u64>, bool)> {
+        self.hctxs.iter().flat_map(|hctx| hctx.held()).collect()
+    }
+
+    fn release(&self, which: &dyn Fn(Option<u64>) -> bool) -> usize {
+        self.hctxs.iter().map(|hctx| hctx.release(which)).sum()
+    }
+
+    fn fail_held(&self, status: Status) {
+        self.hctxs.iter().for_each(|hctx| hctx.fail_held(status));
+    }
+
+    fn set_features(&self, features: Features) {
+        let mut limits = self.limits.write();
+        limits.features = features;
+        self.hctxs.iter().for_each(|hctx| hctx.set_limits(limits.clone()));
     }
 
     fn tick(&self, now_ns: u64) -> Option<u64> {

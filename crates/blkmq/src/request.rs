@@ -9,7 +9,7 @@ use blockyard_buf::{FileRange, Pages, Segment, copy_segments};
 use crate::bio::{Bio, Extent};
 use crate::driver::Driver;
 use crate::flush::{Sequenced, Steps};
-use crate::hctx::Hctx;
+use crate::hctx::{Hctx, Mark};
 use crate::op::{Flags, IoPrio, Op, Status, WriteHint};
 use crate::sched::Item;
 use crate::units::Sector;
@@ -48,6 +48,8 @@ pub(crate) struct Rq<D: Driver> {
     pub(crate) scheduled: bool,
     /// The driver's budget was asked for it already.
     pub(crate) budgeted: bool,
+    /// What faults do to it. `None`: nothing.
+    pub(crate) mark: Option<Box<Mark>>,
     pub(crate) cmd: D::Cmd,
     /// Set while it is in use.
     pub(crate) hctx: Option<Arc<Hctx<D>>>,
@@ -88,6 +90,7 @@ impl<D: Driver> Rq<D> {
             begun: false,
             scheduled: false,
             budgeted: false,
+            mark: None,
             cmd,
             hctx: None,
         })
@@ -108,6 +111,7 @@ impl<D: Driver> Rq<D> {
         self.delivered = 0;
         self.begun = false;
         self.scheduled = false;
+        self.mark = None;
         self.start_ns = now_ns;
     }
 
@@ -483,7 +487,14 @@ impl<D: Driver> Request<D> {
     /// Ends it: what is left of its bios ends with `status`. A read that was not supplied with all that it
     /// asked for ends with [`Status::Io`] instead of [`Status::Ok`]: nobody is given less than he believes.
     pub fn end(self, status: Status) {
-        let (mut rq, status) = self.into_ended(status);
+        let (mut rq, mut status) = self.into_ended(status);
+        if let Some(mark) = rq.mark.take() {
+            match Hctx::after_driver(rq, mark, status) {
+                Some(ended) => (rq, status) = ended,
+                // It goes to the driver once more.
+                None => return,
+            }
+        }
         if let Some(hctx) = rq.hctx.take() {
             hctx.ended(rq, status);
         }
@@ -496,8 +507,9 @@ impl<D: Driver> Request<D> {
         (rq, status)
     }
 
-    pub(crate) fn role(&self) -> Role {
-        self.rq().role
+    /// Whether nothing is left to do for it but to end it.
+    pub(crate) fn only_ends(&self) -> bool {
+        self.rq().role == Role::Plain && self.rq().mark.is_none()
     }
 
     /// Gives it back to be issued again, before what waits. The driver may do so with a request that it took

@@ -21,7 +21,7 @@ use clap::builder::{PossibleValue, StringValueParser, TypedValueParser};
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 
 use about::{ENVIRONMENT, EXIT_CODES, LONG_VERSION, takes_uri};
-pub use changes::{AddArgs, RemoveArgs, SetArgs};
+pub use changes::{AddArgs, FaultArgs, RemoveArgs, SetArgs};
 pub use copy::{CopyArgs, Reflink};
 pub use export_flags::{ExportFlags, GivenFlag, WantedExport};
 pub use files::{MountArgs, ShareArgs, ShareCache, SharePlace};
@@ -58,10 +58,15 @@ pub fn command() -> clap::Command {
                 .after_long_help(help::uris_and_options())
         });
     }
-    command.mut_subcommand("set", |command| {
+    let command = command.mut_subcommand("set", |command| {
+        command.after_help(help::settings()).mut_arg("settings", |arg| {
+            arg.value_parser(Words(&SETTINGS)).hide_possible_values(true)
+        })
+    });
+    command.mut_subcommand("fault", |command| {
         command
-            .after_help(help::settings())
-            .mut_arg("settings", |arg| arg.value_parser(Setting).hide_possible_values(true))
+            .after_help(disks::fault::help())
+            .mut_arg("words", |arg| arg.value_parser(Words(&FAULTS)).hide_possible_values(true))
     })
 }
 
@@ -77,11 +82,14 @@ pub fn parse() -> Result<Cli, clap::Error> {
 static SETTINGS: LazyLock<Vec<String>> =
     LazyLock::new(|| disks::settings().map(|option| format!("{}=", option.name)).collect());
 
-/// A setting, as shells complete it; what it says is read later.
-#[derive(Clone)]
-struct Setting;
+/// How what is said of faults begins.
+static FAULTS: LazyLock<Vec<String>> = LazyLock::new(|| disks::fault::words().collect());
 
-impl TypedValueParser for Setting {
+/// Words, as shells complete them; what they say is read later.
+#[derive(Clone)]
+struct Words(&'static LazyLock<Vec<String>>);
+
+impl TypedValueParser for Words {
     type Value = String;
 
     fn parse_ref(
@@ -94,7 +102,7 @@ impl TypedValueParser for Setting {
     }
 
     fn possible_values(&self) -> Option<Box<dyn Iterator<Item = PossibleValue> + '_>> {
-        Some(Box::new(SETTINGS.iter().map(|setting| PossibleValue::new(setting.as_str()))))
+        Some(Box::new(self.0.iter().map(|word| PossibleValue::new(word.as_str()))))
     }
 }
 
@@ -154,6 +162,10 @@ pub enum Command {
     Share(ShareArgs),
     /// Resize a disk in use, or make it read-only.
     Set(SetArgs),
+    /// Inject faults into a disk in use: errors, delays, stalls, torn writes, power cuts.
+    ///
+    /// Faults end with their daemon, which tells of them in its log, in `list` and in its metrics.
+    Fault(FaultArgs),
     /// Add a disk to a running daemon, serve it over NBD, and print its name. Other clients are not disturbed.
     Add(AddArgs),
     /// Remove a disk from a running daemon, after answering the requests of its clients and flushing it.

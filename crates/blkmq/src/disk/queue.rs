@@ -27,6 +27,7 @@ impl Disk {
     ///
     /// [`ErrorKind::NotSupported`]: crate::ErrorKind::NotSupported
     pub fn set_scheduler(&self, kind: Kind) -> Result<()> {
+        self.warn_of_stalled();
         self.queue.set_scheduler(kind)
     }
 
@@ -55,6 +56,7 @@ impl Disk {
     ///
     /// [`ErrorKind::Invalid`]: crate::ErrorKind::Invalid
     pub fn set_nr_requests(&self, count: usize) -> Result<()> {
+        self.warn_of_stalled();
         self.queue.set_requests(count)
     }
 
@@ -102,8 +104,8 @@ impl Disk {
         limit
     }
 
-    /// How long ago it was asked for the oldest of what it has not answered: whatever that waits for, its limits, a tag, a lock
-    /// or the driver, and however it is cut.
+    /// How long ago it was asked for the oldest of what it has not answered: whatever that waits for, its limits, a fault, a tag, a
+    /// lock or the driver, and however it is cut.
     #[must_use]
     pub fn oldest(&self) -> Option<Duration> {
         self.queue.oldest_age_ns().map(Duration::from_nanos)
@@ -116,12 +118,14 @@ impl Disk {
 
     /// Holds new I/O back, and waits until what is out has ended. Balance it with [`Disk::unfreeze`].
     pub fn freeze(&self) {
+        self.warn_of_stalled();
         self.queue.freeze();
     }
 
     /// Holds new I/O back, and does not wait for what is out (kernel: `blk_freeze_queue_start`). Balance it with
     /// [`Disk::unfreeze`].
     pub fn start_freeze(&self) {
+        self.warn_of_stalled();
         self.queue.start_freeze();
     }
 
@@ -169,7 +173,9 @@ impl Disk {
     /// Sees to timeouts and to what is to be tried again. Says when to call again, in the clock's time; a
     /// second later is always early enough.
     pub fn tick(&self) -> Option<u64> {
-        self.queue.tick(self.queue.clock().now_ns())
+        let now_ns = self.queue.clock().now_ns();
+        let next_ns = self.tick_faults(now_ns);
+        self.queue.tick(now_ns).into_iter().chain(next_ns).min()
     }
 
     /// Has `alarm` called, from whatever thread, when [`Disk::tick`] has something to do sooner than it said last. Who

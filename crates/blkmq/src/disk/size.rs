@@ -88,6 +88,7 @@ impl Disk {
     fn take_size(&self, to: u64, capacity: Sector, tail_padding: u32) -> Result<()> {
         // What is padding and what is the disk's changes for the block that was the last, while the driver and the block layer
         // would each have another end: a write of that block must be before all of it, or after.
+        self.warn_of_stalled();
         self.queue.freeze();
         self.ops.resize(self, to);
         let resized = self.change_size(capacity, tail_padding);

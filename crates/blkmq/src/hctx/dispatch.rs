@@ -5,7 +5,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 
-use super::{BATCH, Hctx, RESOURCE_DELAY_NS, Requests, State, Todo};
+use super::{BATCH, Hctx, Part, RESOURCE_DELAY_NS, Requests, State, Todo};
 use crate::driver::{Busy, Driver};
 use crate::op::Flags;
 use crate::request::{Request, Rq};
@@ -18,7 +18,7 @@ impl<D: Driver> Hctx<D> {
     }
 
     /// Call after letting go of the driver.
-    fn run_pending(self: &Arc<Self>) {
+    pub(super) fn run_pending(self: &Arc<Self>) {
         loop {
             // Pairs with the one of whoever set `rerun` and then failed to get the driver: either it gets the
             // driver, or we see `rerun`.
@@ -36,12 +36,12 @@ impl<D: Driver> Hctx<D> {
 
     /// Talks to the driver's part of this queue, waiting for whoever does so now.
     pub(crate) fn with_driver<R>(self: &Arc<Self>, f: impl FnOnce(&mut D::Hctx) -> R) -> Option<R> {
-        let result = self.driver.lock().as_mut().map(f);
+        let result = self.driver.lock().as_mut().map(|part| f(&mut part.hctx));
         self.run_pending();
         result
     }
 
-    fn dispatch(self: &Arc<Self>, part: &mut D::Hctx) {
+    fn dispatch(self: &Arc<Self>, part: &mut Part<D>) {
         loop {
             let mut todo = Todo::default();
             let more = {
@@ -162,19 +162,25 @@ impl<D: Driver> Hctx<D> {
     }
 
     /// Hands a list to the driver; says whether it took all.
-    fn issue(self: &Arc<Self>, part: &mut D::Hctx, list: &mut Requests<D>) -> bool {
+    fn issue(self: &Arc<Self>, part: &mut Part<D>, list: &mut Requests<D>) -> bool {
         let driver = &self.shared.driver;
         let count = list.len();
         let mut gathered = false;
         let mut rest = list.drain(..).enumerate();
         while let Some((i, mut rq)) = rest.next() {
             let last = i + 1 == count;
+            if let Some(faults) = &part.faults {
+                match self.inject(faults, rq) {
+                    Some(passed) => rq = passed,
+                    None => continue,
+                }
+            }
             let budget = driver.budget();
             let budgeted = std::mem::take(&mut rq.budgeted);
             let refused = if !budgeted && budget.is_some_and(|budget| !budget.get()) {
                 Some((rq, false))
             } else {
-                match driver.queue_rq(part, Request::new(rq), last) {
+                match driver.queue_rq(&mut part.hctx, Request::new(rq), last) {
                     Ok(()) => None,
                     Err(busy) => {
                         if let Some(budget) = budget {
@@ -193,7 +199,7 @@ impl<D: Driver> Hctx<D> {
             };
             rq.rewind();
             if gathered {
-                driver.commit_rqs(part);
+                driver.commit_rqs(&mut part.hctx);
             }
             let mut unused_budgets = 0;
             let mut st = self.state.lock();
@@ -214,6 +220,10 @@ impl<D: Driver> Hctx<D> {
                 self.shared.ring_alarm();
             }
             return false;
+        }
+        if gathered {
+            // What was to be the last was kept from the driver.
+            driver.commit_rqs(&mut part.hctx);
         }
         true
     }

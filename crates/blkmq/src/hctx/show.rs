@@ -36,6 +36,9 @@ impl<D: Driver> fmt::Display for Hctx<D> {
         for rq in st.dispatch.iter().chain(&st.later).chain(st.ctxs.iter().flatten()) {
             writeln!(f, "  {rq}{}", Shown(&*self.shared.driver, rq))?;
         }
+        for held in &st.held {
+            writeln!(f, "  is held by a fault: {held}")?;
+        }
         let out = (0..).zip(st.slots.iter()).filter_map(|(tag, slot)| Some((tag, slot.what?)));
         for (tag, (op, sector, len)) in out {
             let tag: u32 = tag;

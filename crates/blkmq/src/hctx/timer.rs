@@ -13,7 +13,7 @@ impl<D: Driver> Hctx<D> {
     pub(crate) fn tick(self: &Arc<Self>, now_ns: u64) -> Option<u64> {
         let mut expired: SmallVec<[InFlight; 8]> = SmallVec::new();
         let mut todo = Todo::default();
-        let opens_ns = {
+        let (opens_ns, held_ns, unwanted) = {
             let mut st = self.state.lock();
             for (tag, slot) in (0..).zip(st.slots.iter()) {
                 if let Some((op, sector, len)) = slot.what.filter(|_| slot.deadline_ns <= now_ns) {
@@ -30,8 +30,10 @@ impl<D: Driver> Hctx<D> {
             let mut next = Vec::new();
             st.flush.kick(now_ns, &mut next);
             self.follow(&mut st, next, now_ns, &mut todo);
-            self.open_gate(&mut st, now_ns, &mut todo)
+            let (held_ns, unwanted) = Self::open_held(&mut st, now_ns, &mut todo);
+            (self.open_gate(&mut st, now_ns, &mut todo), held_ns, unwanted)
         };
+        Self::end_unwanted(unwanted);
         for rq in expired {
             let Some(verdict) = self.with_driver(|part| self.shared.driver.timeout(part, &rq))
             else {
@@ -52,7 +54,12 @@ impl<D: Driver> Hctx<D> {
         let timers =
             st.slots.iter().filter(|slot| slot.what.is_some()).map(|slot| slot.deadline_ns);
         let timers = timers.filter(|&deadline_ns| deadline_ns != NEVER);
-        timers.chain(st.retry_at_ns).chain(st.flush.deadline_ns()).chain(opens_ns).min()
+        timers
+            .chain(st.retry_at_ns)
+            .chain(st.flush.deadline_ns())
+            .chain(opens_ns)
+            .chain(held_ns)
+            .min()
     }
 
     /// When the disk was asked for the oldest of what is here: in a request, wherever that is, or waiting for one.
@@ -79,6 +86,6 @@ impl<D: Driver> Hctx<D> {
                 age_ns: now_ns.saturating_sub(slot.since_ns),
             })
         });
-        out.collect()
+        out.chain(st.held.iter().map(|held| held.in_flight(now_ns))).collect()
     }
 }

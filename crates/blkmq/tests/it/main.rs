@@ -11,6 +11,7 @@
 
 mod age;
 mod bytes;
+mod faults;
 mod model;
 mod order;
 mod parity;

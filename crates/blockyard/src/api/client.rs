@@ -61,6 +61,12 @@ impl Ask {
         Self { method: Method::PATCH, path: path.into(), body: Some(body), only_new: false }
     }
 
+    /// This is to be done there.
+    #[must_use]
+    pub fn post(path: impl Into<String>, body: Option<Value>) -> Self {
+        Self { method: Method::POST, path: path.into(), body, only_new: false }
+    }
+
     /// It is not wanted any more.
     #[must_use]
     pub fn delete(path: impl Into<String>) -> Self {

@@ -3,6 +3,7 @@
 
 pub mod client;
 mod directory;
+mod fault_routes;
 mod job_routes;
 mod jobs;
 mod openapi;

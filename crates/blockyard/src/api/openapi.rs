@@ -4,9 +4,9 @@
 use axum::routing::{MethodRouter, delete, get, patch, post, put};
 use serde_json::{Map, Value, json};
 
-use super::job_routes;
 use super::routes::{self, Served};
-use crate::disks::{self, OptionSpec, ValueKind};
+use super::{fault_routes, job_routes};
+use crate::disks::{self, OptionSpec, ValueKind, fault};
 use crate::exports;
 use crate::metrics;
 use crate::text::suggest;
@@ -153,6 +153,51 @@ pub(super) static OPERATIONS: &[Operation] = &[
         body: None,
         answers: &[(202, Told::One("Job")), (204, Told::Nothing)],
         route: || delete(routes::delete_disk),
+    },
+    Operation {
+        method: "get",
+        path: "/v1/disks/{name}/faults",
+        summary: "The faults that are injected into a disk",
+        query: &[],
+        body: None,
+        answers: &[(200, Told::List("Fault"))],
+        route: || get(fault_routes::faults),
+    },
+    Operation {
+        method: "post",
+        path: "/v1/disks/{name}/faults",
+        summary: "Inject faults into a disk",
+        query: &[],
+        body: Some("NewFault"),
+        answers: &[(201, Told::One("Fault"))],
+        route: || post(fault_routes::post_fault),
+    },
+    Operation {
+        method: "delete",
+        path: "/v1/disks/{name}/faults",
+        summary: "Clear all faults of a disk; what they stall goes on",
+        query: &[],
+        body: None,
+        answers: &[(204, Told::Nothing)],
+        route: || delete(fault_routes::delete_faults),
+    },
+    Operation {
+        method: "delete",
+        path: "/v1/disks/{name}/faults/{id}",
+        summary: "Clear a fault of a disk; what it stalls goes on",
+        query: &[],
+        body: None,
+        answers: &[(204, Told::Nothing)],
+        route: || delete(fault_routes::delete_fault),
+    },
+    Operation {
+        method: "post",
+        path: "/v1/disks/{name}/faults/release",
+        summary: "Clear the stalls of a disk, or one of them; what they stall goes on",
+        query: &["id"],
+        body: None,
+        answers: &[(200, Told::One("Released"))],
+        route: || post(fault_routes::release),
     },
     Operation {
         method: "get",
@@ -344,6 +389,8 @@ impl Operation {
                                 "description": "allow shrinking" }),
             "If-None-Match" => json!({ "name": name, "in": "header", "schema": { "const": "*" },
                                        "description": "`*`: only if the name is unused; else 412" }),
+            "id" => json!({ "name": name, "in": "query", "schema": { "type": "integer", "minimum": 0 },
+                            "description": "only this one" }),
             "clients" => json!({ "name": name, "in": "query", "schema": { "type": "boolean" },
                                  "description": "include a series per NBD client" }),
             "Prefer" => json!({ "name": name, "in": "header", "schema": { "const": "respond-async" },
@@ -449,10 +496,18 @@ fn schemas() -> Value {
             ("block_size", count.clone()), ("read_only", flag.clone()), ("exports", list(&text)),
             ("partitions", list(&text)),
             ("limits", json!({ "type": "object", "additionalProperties": { "type": "string" } })),
-            ("in_flight", count.clone()), ("ops", count.clone()), ("iops", number),
+            ("faults", list(&reference("Fault"))),
+            ("in_flight", count.clone()), ("ops", count.clone()), ("iops", number.clone()),
             ("bytes_read", count.clone()), ("bytes_written", count.clone()),
             ("read_latency_ns", latency.clone()), ("write_latency_ns", latency),
         ]),
+        "Fault": object(&[
+            ("id", count.clone()), ("kind", text.clone()), ("rule", text.clone()), ("matched", count.clone()),
+            ("injected", count.clone()), ("held", count.clone()), ("bytes", count.clone()),
+            ("seconds_left", json!({ "type": ["number", "null"] })),
+        ]),
+        "NewFault": new_fault(),
+        "Released": object(&[("released", count.clone())]),
         "Latency": object(&[("p50", count.clone()), ("p99", count.clone())]),
         "Export": object(&[
             ("kind", text.clone()), ("name", text.clone()), disk.clone(), ("read_only", flag.clone()),
@@ -472,7 +527,8 @@ fn schemas() -> Value {
         ]),
         "Event": { "oneOf": [
             event("disk_added", std::slice::from_ref(&disk)),
-            event("disk_changed", &[disk.clone(), ("size", count), ("read_only", flag)]),
+            event("disk_changed", &[disk.clone(), ("size", count.clone()), ("read_only", flag)]),
+            event("faults_changed", &[disk.clone(), ("faults", count.clone())]),
             event("disk_removed", std::slice::from_ref(&disk)),
             event("export_added", &[("kind", text.clone()), ("name", text.clone()), disk.clone()]),
             event("export_removed", &[("kind", text.clone()), ("name", text.clone())]),
@@ -563,6 +619,44 @@ fn job_schema() -> Value {
         ("result", json!({ "type": ["object", "null"] })),
         ("problem", json!({ "anyOf": [reference("Problem"), { "type": "null" }] })),
     ])
+}
+
+fn new_fault() -> Value {
+    let (text, count) = (json!({ "type": "string" }), json!({ "type": "integer", "minimum": 0 }));
+    let kinds: Vec<_> = fault::KINDS.iter().map(|(kind, _)| *kind).collect();
+    let of_kind = [
+        (
+            "errno",
+            json!({ "enum": fault::errors().collect::<Vec<_>>() }),
+            "of kind error (default: EIO)",
+        ),
+        (
+            "delay",
+            json!({ "type": "string", "examples": ["5ms", "5ms..20ms"] }),
+            "of kind delay: a time, or its bounds",
+        ),
+        (
+            "size",
+            json!({ "type": ["integer", "string"], "examples": ["256M"] }),
+            "of kind volatile: the most that is held",
+        ),
+        ("silent", json!({ "type": "boolean" }), "of kind torn: the write is acknowledged"),
+    ];
+    let mut schema = object(&[("kind", json!({ "enum": kinds }))]);
+    let options = fault::OPTIONS.iter().map(|(name, _, what)| {
+        let schema = match *name {
+            "p" => json!({ "type": ["number", "string"] }),
+            "seed" | "after" => count.clone(),
+            "count" => json!({ "type": "integer", "minimum": 1 }),
+            _ => text.clone(),
+        };
+        (*name, schema, *what)
+    });
+    for (name, mut property, what) in of_kind.into_iter().chain(options) {
+        property["description"] = what.into();
+        schema["properties"][name] = property;
+    }
+    schema
 }
 
 fn new_copy() -> Value {

@@ -3,10 +3,12 @@
 use std::fmt;
 use std::path::PathBuf;
 
+use blockyard_blkmq::FaultSpec;
 use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 use serde_json::{Map, Value as Json};
 
 use super::problem::{Answer, Refusal};
+use crate::disks::fault;
 use crate::disks::{
     DiskPlan, OptionSpec, PlanBuilder, Value, ValueKind, canonical_key, setting, uri,
 };
@@ -228,6 +230,13 @@ pub(super) fn settings(object: Map<String, Json>) -> Answer<Vec<Wanted>> {
         all.push(Wanted { option, value, said });
     }
     Ok(all)
+}
+
+/// A fault that is wanted.
+pub(super) fn fault(object: &Map<String, Json>) -> Answer<FaultSpec> {
+    let members = object.iter().map(|(name, value)| Ok((name.clone(), text_of(name, value)?)));
+    fault::spec(&members.collect::<Answer<Vec<_>>>()?)
+        .map_err(|(name, problem)| Refusal::usage(field(&name), problem))
 }
 
 /// What a query says of `known` parameters.

@@ -165,7 +165,7 @@ impl Served {
         Err(Refusal::new(place, &Error::new(ErrorKind::Busy, what)))
     }
 
-    fn disk(&self, name: &str, place: &str) -> Answer<DiskReport> {
+    pub(super) fn disk(&self, name: &str, place: &str) -> Answer<DiskReport> {
         self.yard.disk_report(name).ok_or_else(|| no_disk(name, place))
     }
 

@@ -22,6 +22,20 @@ pub struct SetArgs {
     pub save: bool,
 }
 
+/// `fault`.
+#[derive(Debug, Args)]
+pub struct FaultArgs {
+    /// Name of the disk, as `list` shows it; PID:NAME if several daemons have a disk of that name.
+    #[arg(value_name = "DISK")]
+    pub disk: String,
+    /// Fault with its options, e.g. error=EIO op=write p=0.1; or list, clear [ID], release [ID] [default: list].
+    #[arg(value_name = "FAULT")]
+    pub words: Vec<String>,
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
 /// `add`.
 #[derive(Debug, Args)]
 pub struct AddArgs {

@@ -148,7 +148,12 @@ fn show_daemons(daemons: &[Daemon]) -> Result<()> {
                 .sum();
             table.add_row([
                 daemon.pid.to_string(),
-                format!("{}{}", disk.name, if disk.read_only { " (ro)" } else { "" }),
+                format!(
+                    "{}{}{}",
+                    disk.name,
+                    if disk.read_only { " (ro)" } else { "" },
+                    if disk.faults.is_empty() { "" } else { " (faults)" }
+                ),
                 disk.driver.clone(),
                 size::human(disk.size),
                 disk.exports.join(","),
@@ -171,11 +176,7 @@ fn show_daemons(daemons: &[Daemon]) -> Result<()> {
         if let Some(log) = &daemon.log {
             term::say(format_args!("{} logs to {log}", daemon.pid))?;
         }
-        for disk in daemon.disks.iter().filter(|disk| !disk.limits.is_empty()) {
-            let limits = disk.limits.iter().map(|(name, value)| format!("{name}={value}"));
-            let limits: Vec<_> = limits.collect();
-            term::say(format_args!("{} limits {}: {}", daemon.pid, disk.name, limits.join(" ")))?;
-        }
+        show_limits_and_faults(daemon)?;
         for address in &daemon.nbd.listen {
             term::say(format_args!("{} listens at {address}", daemon.pid))?;
         }
@@ -187,6 +188,24 @@ fn show_daemons(daemons: &[Daemon]) -> Result<()> {
             let Some(address) = &export.served.address else { continue };
             let (pid, what, used) = (daemon.pid, export.subject(), used(export));
             term::say(format_args!("{pid} serves {what} at {address} ({used})"))?;
+        }
+    }
+    Ok(())
+}
+
+fn show_limits_and_faults(daemon: &Daemon) -> Result<()> {
+    for disk in daemon.disks.iter().filter(|disk| !disk.limits.is_empty()) {
+        let limits = disk.limits.iter().map(|(name, value)| format!("{name}={value}"));
+        let limits: Vec<_> = limits.collect();
+        term::say(format_args!("{} limits {}: {}", daemon.pid, disk.name, limits.join(" ")))?;
+    }
+    for disk in &daemon.disks {
+        for fault in &disk.faults {
+            let (pid, name, rule) = (daemon.pid, &disk.name, &fault.rule);
+            let (id, injected, held) = (fault.id, fault.injected, fault.held);
+            term::say(format_args!(
+                "{pid} injects fault {id} into {name}: {rule} ({injected} injected, {held} held)"
+            ))?;
         }
     }
     Ok(())

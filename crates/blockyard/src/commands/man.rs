@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 use clap_mangen::Man;
 
 use crate::cli;
-use crate::disks::help;
+use crate::disks::{fault, help};
 use crate::error::{Error, Result};
 use crate::text::term;
 
@@ -30,6 +30,9 @@ const EXAMPLES: &[(&str, &str)] = &[
     ),
     ("blockyard add ram:1G --name scratch", "Add a disk to a running daemon"),
     ("blockyard set scratch size=2G", "Resize a disk in use"),
+    ("blockyard fault scratch error=EIO op=write p=0.01 for=1m", "Fail one write of a hundred"),
+    ("blockyard fault scratch stall op=flush", "Hold every flush of a disk"),
+    ("blockyard fault scratch release", "Let them go on"),
     ("blockyard remove scratch", "Remove the disk again"),
     ("blockyard list", "List running daemons, disks and clients"),
     ("blockyard list nbd://localhost", "List the exports of an NBD server"),
@@ -149,6 +152,8 @@ fn page(mut command: clap::Command) -> io::Result<String> {
         section(&mut page, "DISK URIS", untitled(&help::uris_and_options()))?;
     } else if is_whole {
         section(&mut page, "DISK URIS", untitled(&help::uris()))?;
+    } else if words == "blockyard fault" {
+        section(&mut page, "FAULTS", untitled(&fault::help()))?;
     } else if words == "blockyard set" {
         section(&mut page, "SETTINGS", untitled(&help::settings()))?;
     }

@@ -7,6 +7,7 @@ mod check;
 mod compare;
 mod copy;
 mod docs;
+mod fault;
 mod found;
 mod image;
 mod info;
@@ -56,6 +57,7 @@ pub fn run(cli: Cli) -> Result<u8> {
         Command::VhostUserBlk(args) => vhost_user_blk::run(&args).map(|()| 0),
         Command::List(args) => list::run(args).map(|()| 0),
         Command::Set(args) => set::run(&args).map(|()| 0),
+        Command::Fault(args) => fault::run(&args).map(|()| 0),
         Command::Add(args) => add::add(&args).map(|()| 0),
         Command::Remove(args) => add::remove(&args).map(|()| 0),
         Command::Info(args) => info::run(args),

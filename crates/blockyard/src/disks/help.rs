@@ -55,7 +55,7 @@ fn described(options: &[&OptionSpec]) -> Vec<(String, String)> {
 }
 
 /// Lines of two columns; the second one is wrapped.
-fn rows(rows: &[(String, String)]) -> String {
+pub(super) fn rows(rows: &[(String, String)]) -> String {
     let width = rows.iter().map(|(left, _)| left.len()).max().unwrap_or(0);
     let indent = width + 4;
     let mut text = String::new();

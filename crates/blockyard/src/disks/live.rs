@@ -59,6 +59,13 @@ fn check_size(open: &OpenDisk, size: &Value, shrink: bool) -> Result<()> {
     let Value::Number(bytes) = *size else { unreachable!("invalid size: {size:?}") };
     let disk = open.disk();
     let before = disk.size_bytes();
+    let stalled = disk.stalled();
+    if stalled > 0 {
+        let name = disk.name();
+        let what = format!("{stalled} requests of {name} are stalled by a fault");
+        let err = Error::new(crate::error::ErrorKind::Busy, what);
+        return Err(err.help(format!("release them: blockyard fault {name} release")));
+    }
     if bytes < before && !shrink {
         let what = format!(
             "cannot shrink {} from {before} to {bytes} bytes without --shrink",

@@ -14,6 +14,7 @@
 
 mod builder;
 pub mod describe;
+pub mod fault;
 pub mod file;
 pub mod help;
 pub mod identity;

@@ -107,6 +107,8 @@ impl OpenDisk {
     pub(crate) async fn close(&self, layer: &Arc<BlockLayer>, limit: Duration) -> Losses {
         let mut losses = Losses::default();
         for Self { disk, remote, .. } in self.layers() {
+            // Its last flush is a real one.
+            disk.end_faults();
             if let Some(remote) = remote {
                 losses.note(remote.leave(limit).await);
             }
@@ -124,6 +126,7 @@ impl OpenDisk {
     pub(crate) fn close_now(&self, layer: &BlockLayer, limit: Duration) -> Losses {
         let mut losses = Losses::default();
         for Self { disk, remote, .. } in self.layers() {
+            disk.end_faults();
             if let Some(remote) = remote {
                 losses.note(remote.leave_now(limit));
             }

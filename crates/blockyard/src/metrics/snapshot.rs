@@ -3,7 +3,7 @@
 use std::fmt;
 
 use blockyard_blkmq::stats::{Counters, QueueStats};
-use blockyard_blkmq::{SECTOR_SIZE, StatGroup};
+use blockyard_blkmq::{FaultCounts, FaultKind, SECTOR_SIZE, StatGroup};
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, NoLabelSet};
 use prometheus_client::metrics::MetricType;
@@ -26,6 +26,9 @@ struct DiskNow {
     name: String,
     stats: QueueStats,
     busy_ms: u64,
+    faults: usize,
+    stalled: usize,
+    injected: FaultCounts,
 }
 
 /// A yard at that moment.
@@ -87,6 +90,20 @@ static OF_DISKS: &[OfDisk] = &[
     bytes("discarded", "Bytes discarded.", |disk| number(disk.of(DISCARD).sectors * SECTOR_SIZE)),
     time("discard_time", "Total time of all discards.", |disk| seconds(disk.of(DISCARD))),
     count("flush_requests", "Completed flushes.", |disk| number(disk.of(FLUSH).ios)),
+    OfDisk {
+        name: "faults",
+        help: "Faults that are injected into the disk on purpose.",
+        unit: None,
+        counts: false,
+        value: |disk| number(disk.faults as u64),
+    },
+    OfDisk {
+        name: "stalled_requests",
+        help: "Requests that a fault stalls.",
+        unit: None,
+        counts: false,
+        value: |disk| number(disk.stalled as u64),
+    },
     time("flush_requests_time", "Total time of all flushes.", |disk| seconds(disk.of(FLUSH))),
 ];
 
@@ -121,7 +138,9 @@ impl Snapshot {
     pub(super) fn of(yard: &Yard, clients: bool) -> Self {
         let disks = yard.open_disks().into_iter().map(|(name, open)| {
             let (stats, busy_ms) = open.disk().stats();
-            DiskNow { name, stats, busy_ms }
+            let disk = open.disk();
+            let (faults, stalled) = (disk.faults().len(), disk.stalled());
+            DiskNow { name, stats, busy_ms, faults, stalled, injected: disk.fault_counts() }
         });
         Self { disks: disks.collect(), daemon: yard.report(), clients }
     }
@@ -192,7 +211,23 @@ impl Snapshot {
                 self.disks.iter().map(|disk| ([("disk", disk.name.as_str())], value(disk)));
             Self::family(encoder, (&name, help, unit.as_ref(), *counts), values)?;
         }
+        self.encode_faults(encoder)?;
         self.encode_latency(encoder)
+    }
+
+    /// So that nobody takes them for what the disk does.
+    fn encode_faults(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let name = "blockyard_disk_faults_injected";
+        let injected = (name, "Requests that a fault was injected into on purpose.", None, true);
+        let of_disk = |disk: &DiskNow| FaultKind::NAMES.into_iter().zip(disk.injected);
+        // Those of disks that never had any are nothing to look at.
+        let disks = self.disks.iter().filter(|disk| disk.injected.iter().any(|&count| count > 0));
+        let values = disks.flat_map(|disk| {
+            of_disk(disk).map(|(fault, count)| {
+                ([("disk", disk.name.as_str()), ("fault", fault)], number(count))
+            })
+        });
+        Self::family(encoder, injected, values)
     }
 
     fn encode_latency(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {

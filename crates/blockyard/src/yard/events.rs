@@ -28,6 +28,13 @@ pub enum Event {
         /// Whether nobody may change it.
         read_only: bool,
     },
+    /// Other faults are injected into a disk than before, or none.
+    FaultsChanged {
+        /// Its name.
+        disk: String,
+        /// How many.
+        faults: usize,
+    },
     /// A disk is gone.
     DiskRemoved {
         /// Its name.

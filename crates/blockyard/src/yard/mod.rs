@@ -3,6 +3,7 @@
 pub mod changes;
 pub mod config;
 pub mod events;
+mod faults;
 mod first_flush;
 pub mod follow;
 pub mod housekeeping;
@@ -140,6 +141,10 @@ struct Follower {
 
 impl DiskListener for Follower {
     fn event(&self, disk: &Disk, event: Event) {
+        if event == Event::Faults {
+            let (name, faults) = (self.disk.clone(), disk.faults().len());
+            return self.events.push(events::Event::FaultsChanged { disk: name, faults });
+        }
         if !matches!(event, Event::Resized { .. } | Event::ReadOnly(_) | Event::MediaChanged) {
             return;
         }
@@ -471,8 +476,13 @@ impl Yard {
             (std::mem::take(&mut inside.disks), std::mem::take(&mut inside.exports))
         };
         // What they have asked for is answered, whatever their limits.
-        let no_waits: Vec<_> =
-            disks.iter().map(|disk| disk.open.disk().limit_waits(Duration::ZERO)).collect();
+        let layers = disks.iter().flat_map(|disk| disk.open.layers());
+        let no_waits: Vec<_> = layers
+            .map(|layer| {
+                layer.disk().end_faults();
+                layer.disk().limit_waits(Duration::ZERO)
+            })
+            .collect();
         exports.iter().for_each(|it| it.export.stop());
         let flushing = FirstFlushes::begin(&disks);
         // They end together: nobody's clients take the time of another's, nor that of the disks.

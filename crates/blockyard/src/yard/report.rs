@@ -8,6 +8,7 @@ use blockyard_export_nbd::{ClientInfo, HeaderStyle};
 use serde::{Deserialize, Serialize};
 
 use super::{Yard, YardDisk, YardExport};
+use crate::disks::fault::FaultReport;
 use crate::disks::{DiskPlan, throttle};
 use crate::exports;
 
@@ -136,6 +137,9 @@ pub struct DiskReport {
     /// The limits that it keeps to, by their settings.
     #[serde(default)]
     pub limits: BTreeMap<String, String>,
+    /// The faults that are injected into it.
+    #[serde(default)]
+    pub faults: Vec<FaultReport>,
     /// Requests with the driver.
     pub in_flight: usize,
     /// Requests of all kinds that have ended.
@@ -288,6 +292,7 @@ fn disk_report(
         exports,
         partitions: partitions.iter().map(|part| disk.partition_name(part.info().number)).collect(),
         limits: throttle::shown(&throttle::of(disk)),
+        faults: disk.faults().into_iter().map(FaultReport::from).collect(),
         in_flight: disk.in_flight().len(),
         ops,
         iops: per_second(ops, uptime_seconds),

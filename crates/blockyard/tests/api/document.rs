@@ -151,6 +151,7 @@ fn the_document_describes_what_is_asked_and_answered() {
     }
     let disk = "/v1/disks/{name}";
     let export = "/v1/exports/{kind}/{name}";
+    let (faults, release) = ("/v1/disks/{name}/faults", "/v1/disks/{name}/faults/release");
     let small = json!({ "uri": "ram:1M", "depth": 7, "read_only": false });
     let nowhere = json!({ "disk": "a", "socket": "/not/there/s" });
     let seen = [
@@ -194,6 +195,22 @@ fn the_document_describes_what_is_asked_and_answered() {
             Some(json!({ "disk": "b", "description": "B" })),
             200,
         ),
+        (("GET", "/v1/disks/b/faults", faults), None, 200),
+        (("POST", "/v1/disks/b/faults", faults), Some(json!({ "kind": "error", "p": 0.5 })), 201),
+        (("POST", "/v1/disks/b/faults", faults), Some(json!({ "kind": "error", "p": 2 })), 400),
+        (("POST", "/v1/disks/b/faults", faults), Some(json!({ "kind": "stal" })), 400),
+        (("POST", "/v1/disks/b/faults", faults), Some(json!({ "kind": "stall", "hwo": 1 })), 400),
+        (("POST", "/v1/disks/b/faults", faults), Some(json!({ "kind": "volatile" })), 201),
+        (("POST", "/v1/disks/b/faults", faults), Some(json!({ "kind": "volatile" })), 409),
+        (("POST", "/v1/disks/c/faults", faults), Some(json!({ "kind": "stall" })), 404),
+        (("GET", "/v1/disks/b/faults", faults), None, 200),
+        (("GET", "/v1/disks/b", disk), None, 200),
+        (("POST", "/v1/disks/b/faults/release", release), None, 200),
+        (("POST", "/v1/disks/b/faults/release?id=1", release), None, 404),
+        (("DELETE", "/v1/disks/b/faults/1", "/v1/disks/{name}/faults/{id}"), None, 204),
+        (("DELETE", "/v1/disks/b/faults/x", "/v1/disks/{name}/faults/{id}"), None, 404),
+        (("DELETE", "/v1/disks/b/faults", faults), None, 204),
+        (("DELETE", "/v1/disks/c/faults", faults), None, 404),
         (("PUT", "/v1/exports/nbd/x%2Fy", export), Some(json!({ "disk": "a" })), 409),
         (("PUT", "/v1/exports/nbd/z", export), Some(json!({ "disk": "c" })), 404),
         (("PUT", "/v1/exports/nbd/z", export), Some(json!({ "disk": "b", "socket": "s" })), 400),
@@ -276,6 +293,8 @@ fn the_document_describes_what_is_asked_and_answered() {
 /// What is answered with a remedy, by what is in the answer.
 const WITH_REMEDY: &[&str] = &[
     "dephth",
+    "stal\\",
+    "hwo",
     "chekc",
     "foo",
     "svae",

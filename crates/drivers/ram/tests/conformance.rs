@@ -4,8 +4,8 @@
 use std::sync::Arc;
 
 use blockyard_blkmq::{
-    BlockSize, Disk, DiskConfig, Features, Limits, MonotonicClock, OpenMode, Sector, TagSet,
-    TagSetConfig, sched,
+    BlockSize, Disk, DiskConfig, FaultKind, FaultOps, FaultSpec, Features, Limits, MonotonicClock,
+    OpenMode, Sector, Status, TagSet, TagSetConfig, sched,
 };
 use blockyard_conformance::{Capabilities, MIN_BYTES, STORES, Subject};
 use blockyard_driver_ram::Ram;
@@ -48,4 +48,26 @@ blockyard_conformance::suite!(narrow_limits_and_a_scheduler, || {
     let subject = ram(TagSetConfig { depth: 1, ..TagSetConfig::default() }, narrow());
     subject.bdev.disk().set_scheduler(sched::Kind::MqDeadline).unwrap();
     subject
+});
+
+blockyard_conformance::suite!(with_idle_faults, || {
+    let subject = ram(TagSetConfig::default(), Ram::limits());
+    let size = subject.bdev.size_bytes();
+    let error = || FaultSpec::new(FaultKind::Error(Status::Io));
+    for spec in [
+        FaultSpec { after: u64::MAX, ..error() },
+        FaultSpec { range: Some(size - 1..size), after: u64::MAX, ..error() },
+        FaultSpec { ops: FaultOps::PREFETCH, after: u64::MAX, ..FaultSpec::new(FaultKind::Stall) },
+    ] {
+        subject.bdev.disk().add_fault(spec).unwrap();
+    }
+    subject
+});
+
+blockyard_conformance::suite!(with_a_volatile_cache, || {
+    let subject = ram(TagSetConfig::default(), Ram::limits());
+    let volatile = FaultKind::Volatile { max_bytes: 64 << 20 };
+    subject.bdev.disk().add_fault(FaultSpec::new(volatile)).unwrap();
+    // What is held is told to be data, with all that is asked for beside it.
+    subject.with(Capabilities { discard_zeroes: false, holes: false, ..CAN })
 });

@@ -8,6 +8,7 @@ use std::fs;
 const REMEDIES: &[(&str, &str, &str)] = &[
     ("blockyard copy", "crates/blockyard/tests/tools.rs", "\"copy\""),
     ("blockyard detach", "crates/blockyard/tests/vm/ownership.sh", "blockyard detach --force"),
+    ("blockyard fault", "crates/blockyard/tests/faults.rs", "a release"),
     ("blockyard image children", ADVICE, "protected snapshots not removed"),
     ("blockyard image cp", ADVICE, "[\"cp\", \"c@s\", &away]"),
     ("blockyard image create", ADVICE, "[\"create\", \"--dir\", &dir]"),
