@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 
 use blockyard_blkmq::{Bio, Op, Sector, Status};
 use blockyard_driver_nbd::{Backoff, Ledger, NbdConfig};
-use blockyard_nbd::wire::Command;
-use common::fake::{Fake, Left, Then, USUAL};
+use blockyard_nbd::wire::{Command, Request};
+use common::fake::{Fake, Left, Manner, Then, USUAL};
 use common::{Attached, PATIENCE, Place, attach, unix, until, write};
 use parking_lot::Mutex;
 
@@ -68,6 +68,57 @@ fn a_server_that_is_left_is_flushed_even_if_its_restarts_are_trusted() {
     assert_eq!(disk.run(Bio::flush()).status(), Status::Ok);
     assert_eq!(old.left(), (0, Left::Disconnected));
     assert_eq!(old.asked(0), [Command::Write, Command::Flush, Command::Disc]);
+}
+
+/// Queues on threads of their own make connections and write while the disk moves to and fro.
+#[test]
+fn of_two_servers_that_take_turns_one_is_used_at_a_time() {
+    const MOVES: usize = 150;
+    let places = [Place::new(), Place::new()];
+    let log: Arc<Mutex<Vec<(usize, Command)>>> = Arc::default();
+    let _servers = [0, 1].map(|server| {
+        let log = Arc::clone(&log);
+        let script = move |_: &Manner, _, request: &Request| {
+            log.lock().push((server, request.command));
+            Then::Answers
+        };
+        Fake::scripted(&places[server].path("s"), |_| USUAL, script)
+    });
+    let disk = attach(config(&places[0], 2), 2);
+    let is_over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let (disk, is_over) = (&disk, &is_over);
+        let writers = [0, 1].map(|cpu| {
+            scope.spawn(move || {
+                while !is_over.load(Ordering::Relaxed) {
+                    let end = disk.submit(cpu, write(4096 * cpu as u64, &[1; 512]));
+                    assert_eq!(end.recv_timeout(PATIENCE).unwrap().status(), Status::Ok);
+                }
+            })
+        });
+        for turn in 1..=MOVES {
+            disk.block_on(disk.nbd.reconfigure(config(&places[turn % 2], 2).uri)).unwrap();
+            let before = log.lock().len();
+            // Now and then it moves on at once.
+            if turn % 4 > 0 {
+                let is_stuck = || writers.iter().any(std::thread::ScopedJoinHandle::is_finished);
+                until("it is used", || log.lock().len() > before || is_stuck());
+            }
+        }
+        is_over.store(true, Ordering::Relaxed);
+    });
+    assert_eq!(disk.run(Bio::flush()).status(), Status::Ok);
+    let mut dirty = [false; 2];
+    for (at, (server, command)) in log.lock().iter().enumerate() {
+        match command {
+            Command::Write => {
+                assert!(!dirty[1 - server], "server {server} is used, the other not flushed: {at}");
+                dirty[*server] = true;
+            }
+            Command::Flush => dirty[*server] = false,
+            _ => {}
+        }
+    }
 }
 
 /// Another connection shows that the server is there, and its cache with it.
