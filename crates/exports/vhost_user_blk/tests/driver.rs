@@ -161,7 +161,7 @@ fn a_queue_that_is_stopped_does_not_wait_for_limits() {
     driver.offer(0, 0);
     driver.kick(0);
     let end = Instant::now() + PATIENCE;
-    while disk.kept_for().is_none() {
+    while disk.oldest().is_none() {
         assert!(Instant::now() < end, "{}", disk.show());
         pause();
     }
