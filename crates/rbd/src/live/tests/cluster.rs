@@ -48,8 +48,8 @@ struct World {
     applied: u64,
     /// How long requests for data take.
     slow: Duration,
-    /// An object of which the next request fails.
-    broken: Option<String>,
+    /// A client, and an object of which his next request fails.
+    broken: Option<(i64, String)>,
     requests: u64,
 }
 
@@ -117,9 +117,9 @@ impl Cluster {
         self.world.lock().slow = Duration::from_secs(seconds);
     }
 
-    /// The next request for an object fails.
-    pub(super) fn fail_once(&self, object: &ObjectName) {
-        self.world.lock().broken = Some(object.to_string());
+    /// The next request of a client for an object fails.
+    pub(super) fn fail_once(&self, client: i64, object: &ObjectName) {
+        self.world.lock().broken = Some((client, object.to_string()));
     }
 
     /// Something does not answer from now on.
@@ -216,7 +216,8 @@ impl Cluster {
         if self.world.lock().fenced.contains(&client.number()) {
             return Err(shutdown());
         }
-        let broken = self.world.lock().broken.take_if(|broken| *broken == object.to_string());
+        let request_of = (client.number(), object.to_string());
+        let broken = self.world.lock().broken.take_if(|broken| *broken == request_of);
         if broken.is_some() {
             return Err(Errno::IO.into());
         }

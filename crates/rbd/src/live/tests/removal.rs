@@ -61,7 +61,7 @@ fn an_image_is_removed_whose_owner_has_died_and_he_is_kept_out() {
     });
 }
 
-/// He has the lock of a clone, and is not to lose it to one who could not read its parent just then.
+/// He has its lock, and is not to lose it to one who could not read its header just then.
 #[test]
 fn an_image_that_cannot_be_opened_is_not_removed_from_its_owner() {
     for is_in_trash in [false, true] {
@@ -71,7 +71,6 @@ fn an_image_that_cannot_be_opened_is_not_removed_from_its_owner() {
             let (one, two) = (Client::new(&cluster, 1), Client::new(&cluster, 2));
             let parent = open(&first).await;
             parent.create_snapshot("s").await.unwrap();
-            let parent_id = parent.image().await.unwrap().id().to_owned();
             parent.image().await.unwrap().clone_snapshot("s", &first, "c").await.unwrap();
             let owner = LiveImage::open(&one, "c", Options::default()).await.unwrap();
             owner.write(0, vec![1; 10].into()).await.unwrap();
@@ -81,7 +80,7 @@ fn an_image_that_cannot_be_opened_is_not_removed_from_its_owner() {
             }
             // For the moment, he has no watch either.
             cluster.cut(one.number());
-            cluster.fail_once(&header(&parent_id));
+            cluster.fail_once(two.number(), &header(&id));
             let removed = match is_in_trash {
                 false => remove(&two, "c").await,
                 true => remove_from_trash(&two, &id).await,
@@ -90,6 +89,39 @@ fn an_image_that_cannot_be_opened_is_not_removed_from_its_owner() {
             owner.write(0, vec![2; 10].into()).await.unwrap();
             assert_eq!(owner.read(0, 10).await.unwrap(), [2; 10]);
             assert_eq!(cluster.intruders(), Vec::<String>::new());
+        });
+    }
+}
+
+/// Who could get the lock of a clone may have it, whatever its parent is.
+#[test]
+fn a_clone_whose_parent_cannot_be_read_is_removed_under_its_lock() {
+    let damaged = || Mutation::OmapSet([("size".into(), vec![1; 3].into())].into()).into();
+    for (damage, is_in_trash) in [(Op::remove(), false), (damaged(), false), (damaged(), true)] {
+        run(async {
+            let cluster = Cluster::new(35, 0);
+            let first = image(&cluster).await;
+            let two = Client::new(&cluster, 2);
+            let parent = open(&first).await;
+            parent.create_snapshot("s").await.unwrap();
+            let parent_id = parent.image().await.unwrap().id().to_owned();
+            parent.image().await.unwrap().clone_snapshot("s", &first, "c").await.unwrap();
+            let clone = LiveImage::open(&first, "c", Options::default()).await.unwrap();
+            clone.write(0, vec![1; usize::try_from(SIZE).unwrap()].into()).await.unwrap();
+            let id = clone.image().await.unwrap().id().to_owned();
+            clone.close().await.unwrap();
+            let damage = Request::write(vec![damage]);
+            two.operate(&header(&parent_id), damage).await.unwrap();
+            assert!(Image::open(&two, "c").await.is_err());
+            if is_in_trash {
+                trash::put(&two, "c", Utime::default(), Utime::default()).await.unwrap();
+                remove_from_trash(&two, &id).await.unwrap();
+            } else {
+                remove(&two, "c").await.unwrap();
+            }
+            assert_eq!(cluster.intruders(), Vec::<String>::new());
+            let left = cluster.objects_with(&id).await;
+            assert!(left.is_empty(), "{left:?}");
         });
     }
 }
