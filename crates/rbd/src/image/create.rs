@@ -4,7 +4,7 @@ use super::header::Header;
 use super::{Image, ask, id_of, may_be_gone, method, tell};
 use crate::error::{Error, Result};
 use crate::format::{ChildSpec, Features, Layout, MAX_OBJECTS, Snapshot, names};
-use crate::store::{NOSNAP, ObjectStore, Op};
+use crate::store::{ObjectStore, Op};
 use blockyard_rados::encoding::Reader;
 use rustix::io::Errno;
 
@@ -205,9 +205,15 @@ pub(super) async fn remove_unnamed<S: ObjectStore>(store: &S, id: &str) -> Resul
 /// # Errors
 /// ENOTEMPTY if it has snapshots; features that are not known here.
 pub(super) async fn removable<S: ObjectStore>(store: &S, id: &str) -> Result<Option<Image<S>>> {
-    let image = Image::without_its_parent(store, id).await?;
-    image.as_ref().map_or(Ok(()), |image| check_removable(&image.header))?;
-    Ok(image)
+    // The header alone says whether there is something to remove: a parent may be gone, and is not needed.
+    match Image::by_id_to_remove(store, id).await {
+        Err(error) if error.is_not_found() => Ok(None),
+        image => {
+            let image = image?;
+            check_removable(&image.header)?;
+            Ok(Some(image))
+        }
+    }
 }
 
 /// Snapshots in the trash that nobody needs go with the image (ceph: `src/librbd/image/PreRemoveRequest.cc`).
@@ -248,18 +254,6 @@ impl<S: ObjectStore> Image<S> {
         self.empty().await.map_err(at)?;
         self.disown();
         remove_id(&self.store, name, &self.id).await.map_err(at)
-    }
-
-    /// Opens an image by its id to remove it, without its parent, which may be gone or damaged, and is not needed for that: what
-    /// would be seen of it reads as zeroes. `None` if it has no header any more.
-    ///
-    /// # Errors
-    /// Its header cannot be read; features that are not known here.
-    pub async fn without_its_parent(store: &S, id: &str) -> Result<Option<Self>> {
-        match Header::read(store, id).await {
-            Err(error) if error.is_not_found() => Ok(None),
-            header => Self::without_parent(store, id.to_owned(), header?, NOSNAP).await.map(Some),
-        }
     }
 
     /// Looks whether the image can be removed, and removes what nobody needs of its snapshots.

@@ -130,6 +130,26 @@ impl<S: ObjectStore> Image<S> {
         image.map_err(|error| error.at(format_args!("image {id:?}")))
     }
 
+    /// Opens an image to remove it. Nothing of its parent is read, which may be damaged or gone: whoever has the image keeps it
+    /// from being removed, whatever its parent is.
+    ///
+    /// # Errors
+    /// ENOENT if there is none of that name, or it has no header any more; a header that cannot be read.
+    pub(crate) async fn open_to_remove(store: &S, name: &str) -> Result<Self> {
+        let id = id_of(store, name).await?;
+        let image = Self::by_id_to_remove(store, &id).await;
+        image.map_err(|error| error.at(format_args!("image {name:?}")))
+    }
+
+    /// The same by its id, as of one that has no name.
+    ///
+    /// # Errors
+    /// As [`open_to_remove`](Self::open_to_remove).
+    pub(crate) async fn by_id_to_remove(store: &S, id: &str) -> Result<Self> {
+        let header = Header::read(store, id).await?;
+        Self::without_parent(store, id.to_owned(), header, NOSNAP).await
+    }
+
     /// Has the image from now on: it can be written, and its map of objects is used and kept. Others may read it. The caller
     /// sees to it that nobody else has it.
     ///

@@ -11,13 +11,10 @@ use crate::store::ObjectStore;
 /// # Errors
 /// As [`image::remove`]; those of [`LiveImage::write`], if somebody has its lock; why its header cannot be read.
 pub async fn remove<S: ObjectStore>(store: &S, name: &str) -> Result<()> {
-    let image = match image::find(store, name, None).await {
-        Err(error) if error.is_not_found() => None,
-        found => Image::without_its_parent(store, &found?.0).await?,
-    };
-    match image {
-        Some(image) => remove_as(store, image, async |image| image.remove(name).await).await,
-        None => image::remove(store, name).await,
+    match Image::open_to_remove(store, name).await {
+        Ok(image) => remove_as(store, image, async |image| image.remove(name).await).await,
+        Err(error) if error.is_not_found() => image::remove(store, name).await,
+        Err(error) => Err(error),
     }
 }
 
@@ -26,9 +23,10 @@ pub async fn remove<S: ObjectStore>(store: &S, name: &str) -> Result<()> {
 /// # Errors
 /// As [`trash::remove`]; those of [`LiveImage::write`], if somebody has its lock; why its header cannot be read.
 pub async fn remove_from_trash<S: ObjectStore>(store: &S, id: &str) -> Result<()> {
-    match Image::without_its_parent(store, id).await? {
-        Some(image) => remove_as(store, image, async |image| image.remove_from_trash().await).await,
-        None => trash::remove(store, id).await,
+    match Image::by_id_to_remove(store, id).await {
+        Ok(image) => remove_as(store, image, async |image| image.remove_from_trash().await).await,
+        Err(error) if error.is_not_found() => trash::remove(store, id).await,
+        Err(error) => Err(error),
     }
 }
 

@@ -48,7 +48,7 @@ struct World {
     applied: u64,
     /// How long requests for data take.
     slow: Duration,
-    /// A client, and an object of which its next request fails.
+    /// A client, and an object of which his next request fails.
     broken: Option<(i64, String)>,
     requests: u64,
 }
