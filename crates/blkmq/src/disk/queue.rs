@@ -104,8 +104,8 @@ impl Disk {
         limit
     }
 
-    /// How long ago it was asked for the oldest of what it has not answered: whatever that waits for, its limits, a fault, a tag, a
-    /// lock or the driver, and however it is cut.
+    /// How long ago it was asked for the oldest of what it has not answered: whatever that waits for, its limits, a fault, a tag,
+    /// a lock or the driver, and however it is cut.
     #[must_use]
     pub fn oldest(&self) -> Option<Duration> {
         self.queue.oldest_age_ns().map(Duration::from_nanos)
