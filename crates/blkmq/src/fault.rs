@@ -354,12 +354,23 @@ impl Plan {
 #[derive(Debug, Default)]
 pub(crate) struct Tally {
     pub(crate) disk: String,
+    /// When the power went last. 0: never.
+    cut_ns: AtomicU64,
     counts: [AtomicU64; FaultKind::COUNT],
 }
 
 impl Tally {
     pub(crate) fn of(disk: &str) -> Self {
         Self { disk: disk.to_owned(), ..Self::default() }
+    }
+
+    /// The power goes. What came before fails, wherever it waits: it was to make durable what is gone, or has read it.
+    pub(crate) fn cut(&self, now_ns: u64) {
+        self.cut_ns.store(now_ns.max(1), Ordering::Release);
+    }
+
+    pub(crate) fn cut_ns(&self) -> u64 {
+        self.cut_ns.load(Ordering::Acquire)
     }
 
     pub(crate) fn count(&self, kind: FaultKind) {

@@ -49,13 +49,19 @@ impl Disk {
         tracing::warn!(disk, id, kind = kind.name(), rule = ?rule.spec, "fault set");
         if kind == FaultKind::PowerCut {
             self.queue.fail_held(Status::Io);
-            let bytes = cache.map_or(0, |cache| cache.cut());
+            let bytes = cache.map_or(0, |cache| self.cut(&cache));
             rule.dropped.store(bytes, Ordering::Relaxed);
             tracing::warn!(disk, id, bytes, "power cut simulated: unflushed writes dropped");
         }
         let info = self.info(&rule);
         self.notify(Event::Faults);
         Ok(info)
+    }
+
+    fn cut(&self, cache: &WriteCache) -> u64 {
+        let now_ns = self.queue.clock().now_ns();
+        self.faults.tally.cut(now_ns);
+        cache.cut(now_ns)
     }
 
     /// The faults that are injected into it, in the order in which they came.
@@ -84,7 +90,9 @@ impl Disk {
     /// Has the hardware queues go by the rules that there are.
     fn publish(&self, control: &Control) {
         let Control { rules, cache, .. } = control;
-        let set = (!rules.is_empty() || cache.is_some())
+        // What came before a cut may wait for longer than there are faults.
+        let was_cut = self.faults.tally.cut_ns() > 0;
+        let set = (!rules.is_empty() || cache.is_some() || was_cut)
             .then(|| Arc::new(FaultSet::new(rules, cache.clone(), &self.faults.tally)));
         let soonest_ns = rules.iter().filter_map(|rule| rule.until_ns).min();
         self.faults.soonest_ns.store(soonest_ns.unwrap_or(u64::MAX), Ordering::Release);

@@ -36,6 +36,8 @@ pub(crate) enum Begun {
     Yes,
     /// There is another one: it has to try again.
     Busy,
+    /// It came before the power went: what it is to make durable may be gone.
+    Late,
 }
 
 #[derive(Default)]
@@ -48,6 +50,8 @@ struct Held {
     /// Counts power cuts: what a flush could not write is not kept past one.
     cuts: u64,
     cuts_at_flush: u64,
+    /// When the last of them was.
+    cut_ns: u64,
 }
 
 pub(crate) struct WriteCache {
@@ -162,9 +166,12 @@ impl WriteCache {
         }
     }
 
-    /// A flush takes all that is there now.
-    pub(crate) fn begin_flush(&self) -> Begun {
+    /// A flush, which came then, takes all that is there now.
+    pub(crate) fn begin_flush(&self, came_ns: u64) -> Begun {
         let mut held = self.held.lock();
+        if came_ns <= held.cut_ns {
+            return Begun::Late;
+        }
         if held.is_flushing {
             return Begun::Busy;
         }
@@ -221,9 +228,10 @@ impl WriteCache {
     }
 
     /// The power goes: what no flush has taken is gone. Says how many bytes that were.
-    pub(crate) fn cut(&self) -> u64 {
+    pub(crate) fn cut(&self, now_ns: u64) -> u64 {
         let mut held = self.held.lock();
         held.cuts += 1;
+        held.cut_ns = now_ns;
         bytes_of(&std::mem::take(&mut held.new))
     }
 

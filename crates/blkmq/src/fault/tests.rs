@@ -145,8 +145,8 @@ fn run_cache(seed_of: &str) {
                 assert_eq!(read, seen[at..at + bytes], "step {step}");
             }
             8 => {
-                assert_eq!(cache.begin_flush(), Begun::Yes);
-                assert_eq!(cache.begin_flush(), Begun::Busy);
+                assert_eq!(cache.begin_flush(u64::from(step)), Begun::Yes);
+                assert_eq!(cache.begin_flush(u64::from(step)), Begun::Busy);
                 // Of the next flush.
                 let newer = rng.random_bool(0.5).then(|| vec![0xff; 512]);
                 if let Some(newer) = &newer {
@@ -173,8 +173,9 @@ fn run_cache(seed_of: &str) {
                 }
             }
             _ => {
-                cache.cut();
+                cache.cut(u64::from(step));
                 assert_eq!(cache.bytes(), 0);
+                assert_eq!(cache.begin_flush(u64::from(step)), Begun::Late);
                 seen.clone_from(&disk);
             }
         }
@@ -195,9 +196,9 @@ fn a_cache_holds_no_more_than_it_may() {
     assert!(!cache.write(Sector(0), usize::MAX / 2, None));
     assert_eq!(cache.bytes(), 8192);
     assert!(cache.is_full_first() && !cache.is_full_first());
-    assert_eq!(cache.begin_flush(), Begun::Yes);
+    assert_eq!(cache.begin_flush(1), Begun::Yes);
     assert!(!cache.write(Sector(16), 512, None), "until it is flushed");
     cache.end_flush(true);
     assert!(cache.write(Sector(16), 512, None));
-    assert_eq!(cache.cut(), 512);
+    assert_eq!(cache.cut(2), 512);
 }

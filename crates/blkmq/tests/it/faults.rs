@@ -46,6 +46,12 @@ fn read(sector: u64, sectors: u64) -> Box<Bio> {
     Bio::new(Op::Read, Sector(sector), sectors * SECTOR as u64)
 }
 
+fn write_bytes(offset: u64, len: usize, byte: u8) -> Box<Bio> {
+    let mut bio = Bio::at_bytes(Op::Write, offset, 0);
+    bio.add_segment(Segment::from_vec(vec![byte; len]));
+    bio
+}
+
 /// Where those began that have ended, and how they ended.
 fn ended(rig: &Rig) -> Vec<(u64, Status)> {
     rig.ends.take().iter().map(|bio| (bio.sector().0, bio.status())).collect()
@@ -341,9 +347,96 @@ fn what_is_written_through_is_kept_and_what_does_not_fit_is_refused() {
     rig.submit(0, Bio::flush());
     rig.submit(0, write(64, 8, 4));
     rig.disk.add_fault(FaultSpec::new(FaultKind::PowerCut)).unwrap();
+    rig.clock.advance_ms(1);
     rig.disk.clear_faults().unwrap();
     let left = rig.script.bytes(0);
     assert_eq!((left[0], left[64 * SECTOR], left[88 * SECTOR], left[128 * SECTOR]), (1, 2, 2, 0));
+    rig.tear_down();
+}
+
+/// A disk whose driver ends things when it is told to, and which a power cut can take from.
+fn slow_volatile(features: Features) -> Rig {
+    let set = TagSetConfig { depth: 4, ..TagSetConfig::default() };
+    let limits = Limits { logical_block_size: BlockSize::B4096, ..limits(features) };
+    let config = Config { limits: limits.validate().unwrap(), ..Config::default() };
+    let rig = Rig::new(1, set, config, SECTORS);
+    rig.disk.add_fault(FaultSpec::new(FaultKind::Volatile { max_bytes: 1 << 20 })).unwrap();
+    rig
+}
+
+/// The power goes, and comes back at once: says how much was lost.
+fn cut_shortly(rig: &Rig) -> u64 {
+    let cut = rig.disk.add_fault(FaultSpec::new(FaultKind::PowerCut)).unwrap();
+    rig.clock.advance_ms(1);
+    rig.disk.clear_fault(cut.id).unwrap();
+    cut.bytes
+}
+
+#[test]
+fn what_waited_for_another_flush_while_the_power_went_fails() {
+    for (features, fua) in [
+        (Features::WRITE_CACHE, false),
+        (Features::WRITE_CACHE, true),
+        (Features::WRITE_CACHE | Features::FUA, false),
+    ] {
+        let rig = slow_volatile(features);
+        rig.submit(0, write(0, 8, 1));
+        rig.submit(0, Bio::flush());
+        assert_eq!((rig.script.out(), ended(&rig).len()), (1, 1), "the flush writes");
+        if fua {
+            rig.submit(0, write(8, 8, 2).with_flags(Flags::FUA));
+        } else {
+            rig.submit(0, write(8, 8, 2));
+            assert_eq!(ended(&rig), [(8, Status::Ok)]);
+            rig.submit(0, Bio::flush());
+        }
+        assert_eq!(cut_shortly(&rig), 8 * SECTOR as u64);
+        rig.script.finish_all();
+        let ends: Vec<_> = ended(&rig).into_iter().map(|(_, status)| status).collect();
+        assert_eq!(ends, [Status::Ok, Status::Io], "{features:?}, {fua}");
+        rig.script.calm_down();
+        rig.submit(0, Bio::flush());
+        assert_eq!(ended(&rig)[0].1, Status::Ok, "what comes later is flushed");
+        let left = rig.script.bytes(0);
+        assert_eq!((left[0], left[8 * SECTOR]), (1, 0));
+        rig.disk.clear_faults().unwrap();
+        rig.tear_down();
+    }
+}
+
+/// Also if there is no cache any more by then.
+#[test]
+fn what_waited_for_a_tag_while_the_power_went_fails() {
+    let rig = slow_volatile(Features::WRITE_CACHE);
+    rig.submit(0, write(0, 8, 1));
+    for block in 0..4 {
+        rig.submit(0, read(64 + 16 * block, 8));
+    }
+    assert_eq!(ended(&rig), [(0, Status::Ok)]);
+    rig.submit(0, Bio::flush());
+    assert_eq!(cut_shortly(&rig), 8 * SECTOR as u64);
+    rig.script.finish_all();
+    let flushed = rig.ends.take().into_iter().find(|bio| bio.op == Op::Flush);
+    assert_eq!(flushed.map(|bio| bio.status()), Some(Status::Io));
+    rig.script.calm_down();
+    rig.disk.clear_faults().unwrap();
+    rig.submit(0, Bio::flush());
+    assert_eq!(ended(&rig)[0].1, Status::Ok);
+    rig.tear_down();
+}
+
+#[test]
+fn a_block_that_was_read_before_the_power_went_is_not_written_back() {
+    let rig = slow_volatile(Features::WRITE_CACHE);
+    rig.submit(0, write(0, 8, 5));
+    rig.submit(0, write_bytes(50, 100, 6));
+    assert_eq!((rig.script.out(), ended(&rig).len()), (1, 1), "its block is read");
+    cut_shortly(&rig);
+    rig.script.finish_all();
+    assert_eq!(ended(&rig), [(0, Status::Io)]);
+    rig.script.calm_down();
+    rig.disk.clear_faults().unwrap();
+    assert!(rig.script.bytes(0).iter().all(|&byte| byte == 0));
     rig.tear_down();
 }
 
@@ -444,6 +537,7 @@ fn cut_power(seed: u64) {
             drive(&|| rig.ends.count() > 0);
             assert_eq!(ended(&rig)[0].1, Status::Io);
             rig.disk.clear_fault(cut).unwrap();
+            rig.clock.advance_ms(1);
             seen.clone_from(&flushed);
         }
     }
