@@ -169,6 +169,8 @@ impl Disk {
         self.queue.set_faults(Some(Arc::new(only)));
         let stalled = self.stalled();
         let flushed = if stalled == 0 {
+            // However long their delays are.
+            self.queue.release(&|by| by.is_some());
             self.queue.wait_frozen();
             self.flush_inside()
         } else {

@@ -69,19 +69,34 @@ fn delays_add_up_and_the_first_that_decides_is_the_last() {
         delay(100, 100),
     ]);
     for _ in 0..100 {
-        let plan = set.plan(Op::Read, &(0..512), 0).unwrap();
+        let mut plan = set.plan(Op::Read, &(0..512), 0).unwrap();
         assert_eq!(plan.act, Act::End(Status::Medium));
-        assert!((6_000_000..=8_000_000).contains(&plan.delay_ns), "{plan:?}");
+        let waits: Vec<_> = std::iter::from_fn(|| plan.next_wait(&set)).collect();
+        assert!(waits.iter().map(|wait| wait.by).eq([1, 2]));
+        let delay_ns: u64 = waits.iter().filter_map(|wait| wait.for_ns).sum();
+        assert!((6_000_000..=8_000_000).contains(&delay_ns), "{waits:?}");
     }
     let counts = set.tally.counts();
     assert_eq!((counts[0], counts[1]), (100, 200));
 }
 
 #[test]
+fn stalls_come_before_delays_and_none_outlives_its_rule() {
+    let ms = Duration::from_millis(1);
+    let (delay, stall) = (FaultKind::Delay { least: ms, most: ms }, FaultKind::Stall);
+    let all = set(&[delay, stall, delay, stall].map(spec));
+    let mut plan = all.plan(Op::Read, &(0..512), 0).unwrap();
+    let less = FaultSet::new(&all.rules[..3], None, &Arc::default());
+    let waits: Vec<_> = std::iter::from_fn(|| plan.next_wait(&less)).collect();
+    let wait = |by, for_ns| Wait { by, for_ns };
+    assert_eq!(waits, [wait(2, None), wait(1, Some(1_000_000)), wait(3, Some(1_000_000))]);
+}
+
+#[test]
 fn a_power_cut_comes_before_all_others() {
     let set = set(&[spec(FaultKind::Stall), spec(FaultKind::PowerCut)]);
     let plan = set.plan(Op::Write, &(0..512), 0).unwrap();
-    assert_eq!(plan, Plan { act: Act::End(Status::Io), ..Plan::PASS });
+    assert_eq!(plan, Plan { act: Act::End(Status::Io), ..Plan::default() });
 }
 
 #[test]

@@ -10,7 +10,7 @@ use super::held::Until;
 use super::stand_in::{Aside, answer, cache_write, fill, first_of, memory, stand_in};
 use crate::bio::{Bio, Extent};
 use crate::driver::Driver;
-use crate::fault::{Act, Begun, FaultKind, FaultSet, Page, Plan, WriteCache};
+use crate::fault::{Act, Begun, FaultKind, FaultSet, Page, Plan, Wait, WriteCache};
 use crate::limits::Limits;
 use crate::op::{Flags, Op, Status};
 use crate::request::{Request, Role, Rq};
@@ -81,22 +81,16 @@ impl<D: Driver> Hctx<D> {
             None if rq.begun => return Some(rq),
             None => {
                 let plan = faults.plan(rq.op, &range, now_ns);
-                let plan = plan.or(faults.cache.is_some().then_some(Plan::PASS));
+                let plan = plan.or_else(|| faults.cache.is_some().then(Plan::default));
                 let Some(plan) = plan else { return Some(rq) };
                 Box::new(Mark { plan, stage: Stage::Before, aside: None })
             }
         };
-        if let Some(rule) = mark.plan.stalled_by.take() {
+        if let Some(Wait { by, for_ns }) = mark.plan.next_wait(faults) {
+            let due_ns = for_ns.map(|for_ns| self.shared.clock.now_ns().saturating_add(for_ns));
+            let until = due_ns.map_or(Until::Released(by), |at_ns| Until::At(at_ns, Some(by)));
             rq.mark = Some(mark);
-            self.hold(rq, Until::Released(rule), faults);
-            return None;
-        }
-        let delay_ns = std::mem::take(&mut mark.plan.delay_ns);
-        if delay_ns > 0 {
-            let due_ns = self.shared.clock.now_ns().saturating_add(delay_ns);
-            let delayed_by = mark.plan.delayed_by;
-            rq.mark = Some(mark);
-            self.hold(rq, Until::At(due_ns, delayed_by), faults);
+            self.hold(rq, until, faults);
             return None;
         }
         match mark.plan.act {

@@ -149,6 +149,57 @@ fn a_long_delay_ends_with_its_rule_and_for_who_is_not_wanted_any_more() {
 }
 
 #[test]
+fn who_waits_for_several_faults_waits_for_each_as_long_as_there_is_it() {
+    let rig = rig();
+    let hour = Duration::from_secs(3600);
+    let delay = || FaultSpec::new(FaultKind::Delay { least: hour, most: hour });
+    let held = || rig.disk.faults().iter().map(|fault| fault.held).collect::<Vec<_>>();
+    // The stall holds it first; its delay is gone with its rule.
+    rig.disk.add_fault(delay()).unwrap();
+    rig.disk.add_fault(FaultSpec::new(FaultKind::Stall)).unwrap();
+    rig.submit(0, write(0, 1, 1));
+    assert_eq!(held(), [0, 1]);
+    rig.disk.clear_faults().unwrap();
+    assert_eq!(ended(&rig), [(0, Status::Ok)]);
+    // Of two it is not the first alone that holds it.
+    let ids = [(); 2].map(|()| rig.disk.add_fault(delay()).unwrap().id);
+    rig.submit(0, write(0, 1, 1));
+    assert_eq!(held(), [1, 0]);
+    rig.disk.clear_fault(ids[0]).unwrap();
+    assert_eq!((held(), rig.ends.count()), (vec![1], 0));
+    rig.disk.clear_fault(ids[1]).unwrap();
+    assert_eq!(ended(&rig), [(0, Status::Ok)]);
+    let stalls = [(); 2].map(|()| rig.disk.add_fault(FaultSpec::new(FaultKind::Stall)).unwrap());
+    rig.submit(0, write(0, 1, 1));
+    for (stall, count) in stalls.into_iter().zip([0, 1]) {
+        assert_eq!(rig.disk.release_stalled(Some(stall.id)).unwrap(), 1);
+        assert_eq!(rig.ends.count(), count);
+    }
+    rig.tear_down();
+}
+
+#[test]
+fn a_cache_is_cleared_without_waiting_for_delays() {
+    let rig = rig();
+    let volatile = FaultSpec::new(FaultKind::Volatile { max_bytes: 1 << 20 });
+    let id = rig.disk.add_fault(volatile).unwrap().id;
+    let hour = Duration::from_secs(3600);
+    let delay = FaultKind::Delay { least: hour, most: hour };
+    rig.disk.add_fault(FaultSpec { ops: FaultOps::READ, ..FaultSpec::new(delay) }).unwrap();
+    rig.submit(0, write(0, 1, 1));
+    rig.submit(0, read(8, 1));
+    let ends = rig.ends.counter();
+    let _watchdog = Watchdog::new("clearing a cache", ends, String::new);
+    rig.disk.clear_fault(id).unwrap();
+    assert_eq!(ended(&rig), [(0, Status::Ok), (8, Status::Ok)]);
+    assert_eq!(rig.script.bytes(0)[0], 1);
+    rig.submit(0, read(8, 1));
+    assert_eq!(rig.disk.faults()[0].held, 1, "the delay is still there");
+    rig.disk.clear_faults().unwrap();
+    rig.tear_down();
+}
+
+#[test]
 fn a_stall_holds_what_it_is_for_until_it_is_released() {
     let rig = rig();
     let stall = FaultSpec { ops: FaultOps::WRITE, ..FaultSpec::new(FaultKind::Stall) };
