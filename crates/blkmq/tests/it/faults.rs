@@ -200,6 +200,31 @@ fn a_cache_is_cleared_without_waiting_for_delays() {
 }
 
 #[test]
+fn a_write_to_a_part_of_a_block_leaves_a_stall_with_its_client() {
+    let limits = Limits { logical_block_size: BlockSize::B4096, ..limits(Features::empty()) };
+    let config = Config { limits: limits.validate().unwrap(), ..Config::default() };
+    let rig = Rig::new(1, TagSetConfig::default(), config, SECTORS);
+    rig.script.calm_down();
+    for ops in [FaultOps::READ, FaultOps::WRITE] {
+        let count = NonZeroU64::new(1);
+        rig.disk.add_fault(FaultSpec { ops, count, ..FaultSpec::new(FaultKind::Stall) }).unwrap();
+        let outbox = Arc::new(Outbox::default());
+        let bio = write_bytes(50, 100, 6).on_end(Arc::<Outbox>::clone(&outbox));
+        rig.bdev.submit(0, bio);
+        rig.submit(0, write(0, 8, 9));
+        assert_eq!((rig.disk.stalled(), rig.ends.count()), (1, 0), "one waits for the other");
+        outbox.close();
+        rig.clock.advance_ms(100);
+        rig.disk.tick();
+        assert_eq!(ended(&rig), [(0, Status::Ok)], "{ops:?}");
+        assert_eq!(Arc::strong_count(&outbox), 1);
+        assert_eq!(rig.script.bytes(0)[..8 * SECTOR], [9; 8 * SECTOR]);
+        rig.disk.clear_faults().unwrap();
+    }
+    rig.tear_down();
+}
+
+#[test]
 fn a_stall_holds_what_it_is_for_until_it_is_released() {
     let rig = rig();
     let stall = FaultSpec { ops: FaultOps::WRITE, ..FaultSpec::new(FaultKind::Stall) };
