@@ -489,6 +489,8 @@ pub(crate) struct Control {
     pub(crate) cache: Option<Arc<WriteCache>>,
     /// What the disk could do before there was that.
     pub(crate) features: Option<Features>,
+    /// The disk is going: there are no others.
+    pub(crate) is_closed: bool,
     next_id: u64,
 }
 
