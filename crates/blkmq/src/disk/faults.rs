@@ -10,6 +10,7 @@ use crate::fault::{
 };
 use crate::limits::Features;
 use crate::op::Status;
+use crate::queue::Size;
 
 /// Whoever ticks the disk comes again so soon while its faults are being changed.
 const RETRY_NS: u64 = 10_000_000;
@@ -215,6 +216,13 @@ impl Disk {
             self.queue.set_features(features);
         }
         Status::Ok
+    }
+
+    /// Of a disk that became smaller: nothing of what is past its end comes back.
+    pub(super) fn forget_unflushed_past(&self, size: Size) {
+        if let Some(cache) = &self.faults.control.lock().cache {
+            cache.truncate(size.capacity, size.bytes);
+        }
     }
 
     /// Ends the stalls, or one of them, so that what they hold goes on; says how many requests that were.

@@ -235,6 +235,27 @@ impl WriteCache {
         bytes_of(&std::mem::take(&mut held.new))
     }
 
+    /// Forgets what is past the end of a disk of so many sectors, of whose last block only `bytes` may be its own.
+    pub(crate) fn truncate(&self, capacity: Sector, bytes: u64) {
+        let mut held = self.held.lock();
+        let Held { new, taken, .. } = &mut *held;
+        let pages = capacity.0.div_ceil(PAGE_SECTORS);
+        for held in [new, taken] {
+            while held.last_entry().is_some_and(|last| *last.key() >= pages) {
+                held.pop_last();
+            }
+            for (number, page) in held.range_mut(bytes / PAGE_BYTES as u64..) {
+                let sectors = capacity.0.saturating_sub(number * PAGE_SECTORS).min(PAGE_SECTORS);
+                page.there = (0..PAGE_SECTORS)
+                    .filter(|&sector| sector < sectors)
+                    .fold(0, |there, sector| there | page.there & 1 << sector);
+                let past = bytes.saturating_sub(number * PAGE_BYTES as u64);
+                let past = usize::try_from(past).unwrap_or(PAGE_BYTES).min(PAGE_BYTES);
+                page.bytes[past..].fill(0);
+            }
+        }
+    }
+
     /// Bytes that are held.
     pub(crate) fn bytes(&self) -> u64 {
         let held = self.held.lock();

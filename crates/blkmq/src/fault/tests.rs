@@ -203,6 +203,23 @@ fn a_cache_is_what_was_written_over_what_was_flushed() {
 }
 
 #[test]
+fn the_last_block_of_a_disk_is_held_whole_and_its_padding_is_zero() {
+    let cache = WriteCache::new(u64::MAX, true);
+    let page = |byte: u8| vec![byte; 4096];
+    assert!(cache.write(Sector(0), 4096, Some(&page(1))));
+    assert_eq!(cache.begin_flush(1), Begun::Yes);
+    assert!(cache.write(Sector(8), 4096, Some(&page(2))));
+    // One block of 4 KiB, of which 700 bytes are the disk's.
+    cache.truncate(Sector(8), 700);
+    assert_eq!(cache.bytes(), 4096);
+    let (sector, run) = cache.next_run(Sector(0), |_| 8192).unwrap();
+    assert_eq!((sector, run.len()), (Sector(0), 4096));
+    assert!(run[..700].iter().all(|&byte| byte == 1) && run[700..].iter().all(|&byte| byte == 0));
+    cache.truncate(Sector(0), 0);
+    assert_eq!((cache.bytes(), cache.next_run(Sector(0), |_| 8192)), (0, None));
+}
+
+#[test]
 fn a_cache_holds_no_more_than_it_may() {
     let cache = WriteCache::new(8192, true);
     assert!(cache.write(Sector(0), 4096, None) && cache.write(Sector(8), 4096, None));

@@ -239,6 +239,12 @@ impl<D: Driver> Hctx<D> {
                     }
                     return self.end_unseen(rq, Status::NoSpace);
                 }
+                let (capacity, bytes) = (self.shared.capacity(), self.shared.size_bytes());
+                if rq.end_sector() > capacity {
+                    // It was checked before the disk became smaller, and has come after the rest was forgotten.
+                    cache.truncate(capacity, bytes);
+                    return self.end_unseen(rq, Status::OutOfRange);
+                }
                 if rq.flags.contains(Flags::FUA) && !faults.lies(now_ns) {
                     return self.begin_flush(faults, cache, rq, mark);
                 }

@@ -202,6 +202,30 @@ fn faults_that_have_ended_with_their_disk_are_the_last() {
     rig.tear_down();
 }
 
+#[test]
+fn nothing_past_an_end_is_held_or_comes_back() {
+    for capacity in [8, 12, 16] {
+        let rig = rig();
+        rig.disk.add_fault(FaultSpec::new(FaultKind::Volatile { max_bytes: 1 << 20 })).unwrap();
+        for sector in [8, 64, SECTORS - 8] {
+            rig.submit(0, write(sector, 8, 1));
+        }
+        assert_eq!(ended(&rig).len(), 3);
+        rig.disk.set_capacity(Sector(capacity)).unwrap();
+        let kept = (capacity - 8) as usize * SECTOR;
+        assert_eq!(rig.disk.faults()[0].bytes, kept as u64);
+        rig.submit(0, Bio::flush());
+        rig.disk.set_capacity(Sector(SECTORS)).unwrap();
+        assert_eq!(ended(&rig), [(0, Status::Ok)]);
+        let got = bytes_of(&rig.bdev.submit_and_wait(0, read(0, SECTORS)));
+        assert!(got[8 * SECTOR..][..kept].iter().all(|&byte| byte == 1));
+        assert_eq!(got.iter().filter(|&&byte| byte != 0).count(), kept, "{capacity}");
+        rig.disk.clear_faults().unwrap();
+        assert_eq!(rig.script.bytes(0), got);
+        rig.tear_down();
+    }
+}
+
 /// A disk on a driver that is busy, slow and wrong, and how many queues it has.
 fn any_rig(seed: u64, rng: &mut StdRng) -> (Rig, usize) {
     let queues = rng.random_range(1..=3);
