@@ -7,6 +7,7 @@ use blockyard_blkmq::{
     Bio, BlockSize, ErrorKind, FaultKind, FaultSpec, Features, Flags, Limits, Op, Sector, Status,
     TagSetConfig, sched,
 };
+use parking_lot::Mutex;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
@@ -316,9 +317,11 @@ fn cut_power(seed: u64) {
         if rng.random_bool(0.05) {
             rig.disk.add_fault(FaultSpec::new(FaultKind::PowerCut)).unwrap();
             let cut = rig.disk.faults()[1].id;
-            let left: Vec<u8> =
-                rig.script.bytes(0).chunks(SECTOR).map(|sector| sector[0]).collect();
-            assert_eq!(left, flushed, "round {round}");
+            // Also by a power cut below.
+            for left in [rig.script.bytes(0), rig.script.power_cut(0)] {
+                let left: Vec<u8> = left.chunks(SECTOR).map(|sector| sector[0]).collect();
+                assert_eq!(left, flushed, "round {round}");
+            }
             rig.submit(cpu, read(0, 8));
             drive(&|| rig.ends.count() > 0);
             assert_eq!(ended(&rig)[0].1, Status::Io);
@@ -337,4 +340,138 @@ fn cut_power(seed: u64) {
 fn a_power_cut_leaves_what_was_flushed_and_nothing_else() {
     let seed = seed("a_power_cut_leaves_what_was_flushed_and_nothing_else");
     (0..8).for_each(|run| cut_power(seed.wrapping_add(run)));
+}
+
+/// Blocks that are written while the power goes, of so many sectors.
+const BLOCKS: usize = 16;
+const BLOCK_SECTORS: usize = 8;
+
+enum Sent {
+    Write { block: usize, number: u8, fua: bool },
+    Flush { covers: [u8; BLOCKS] },
+}
+
+/// What is known of the blocks: each write has a number, which is its bytes, and none is out together with another of its block.
+#[derive(Default)]
+struct Known {
+    sent: Vec<Sent>,
+    /// Which of them have ended, and how.
+    ended: Arc<Mutex<Vec<(usize, Status)>>>,
+    count: usize,
+    is_out: [bool; BLOCKS],
+    answered: [u8; BLOCKS],
+    durable: [u8; BLOCKS],
+}
+
+impl Known {
+    fn send(&mut self, rig: &Rig, cpu: usize, bio: Box<Bio>, sent: Sent) {
+        let (id, ended) = (self.sent.len(), Arc::clone(&self.ended));
+        self.sent.push(sent);
+        let told = move |bio: Box<Bio>| ended.lock().push((id, bio.status()));
+        rig.bdev.submit(cpu, bio.on_end(Arc::new(told)));
+    }
+
+    fn look(&mut self) {
+        let ended = std::mem::take(&mut *self.ended.lock());
+        self.count += ended.len();
+        for (id, status) in ended {
+            match self.sent[id] {
+                Sent::Write { block, number, fua } => {
+                    self.is_out[block] = false;
+                    if status.is_ok() {
+                        self.answered[block] = number;
+                        self.durable[block] = if fua { number } else { self.durable[block] };
+                    }
+                }
+                Sent::Flush { covers } if status.is_ok() => {
+                    for (durable, covered) in self.durable.iter_mut().zip(covers) {
+                        *durable = covered.max(*durable);
+                    }
+                }
+                Sent::Flush { .. } => {}
+            }
+        }
+    }
+
+    /// What was said to be durable is there, or something newer, also if the power goes below.
+    fn check(&self, rig: &Rig, when: &str) {
+        for left in [rig.script.bytes(0), rig.script.power_cut(0)] {
+            for (block, bytes) in left.chunks(BLOCK_SECTORS * SECTOR).take(BLOCKS).enumerate() {
+                let least = bytes.iter().min().copied().unwrap_or_default();
+                assert!(least >= self.durable[block], "{when}: block {block}, {least}");
+            }
+        }
+    }
+}
+
+/// The power goes and comes back while several queues have writes, flushes and reads out.
+fn cut_under_load(seed: u64) {
+    let mut rng = StdRng::seed_from_u64(seed);
+    let (rig, queues) = any_rig(seed, &mut rng);
+    rig.disk.add_fault(FaultSpec::new(FaultKind::Volatile { max_bytes: 8 << 20 })).unwrap();
+    let mut known = Known::default();
+    let (mut number, mut cut, mut reads) = (0, None, 0);
+    while number < u8::MAX {
+        let (cpu, block) = (rng.random_range(0..queues), rng.random_range(0..BLOCKS));
+        match rng.random_range(0..16) {
+            0..4 if !known.is_out[block] => {
+                number += 1;
+                known.is_out[block] = true;
+                let fua = rng.random_bool(0.2);
+                let flags = if fua { Flags::FUA } else { Flags::empty() };
+                let sector = (block * BLOCK_SECTORS) as u64;
+                let bio = write(sector, BLOCK_SECTORS, number).with_flags(flags);
+                known.send(&rig, cpu, bio, Sent::Write { block, number, fua });
+            }
+            4 | 5 => {
+                let covers = known.answered;
+                known.send(&rig, cpu, Bio::flush(), Sent::Flush { covers });
+            }
+            6 => {
+                reads += 1;
+                rig.submit(cpu, read(0, 8));
+            }
+            7 if rng.random_bool(0.5) => {
+                cut = match cut {
+                    None => {
+                        let spec = FaultSpec::new(FaultKind::PowerCut);
+                        let id = rig.disk.add_fault(spec).unwrap().id;
+                        known.look();
+                        known.answered = known.durable;
+                        known.check(&rig, "power cut");
+                        Some(id)
+                    }
+                    Some(id) => {
+                        rig.disk.clear_fault(id).unwrap();
+                        None
+                    }
+                };
+                rig.clock.advance_ms(1);
+            }
+            8..10 => _ = rig.disk.tick(),
+            10 => rig.clock.advance_ms(1),
+            _ => _ = rig.script.step(),
+        }
+        known.look();
+    }
+    rig.script.calm_down();
+    for _ in 0..10_000 {
+        rig.script.finish_all();
+        rig.clock.advance_ms(1);
+        rig.disk.tick();
+        known.look();
+        if known.count == known.sent.len() && rig.ends.count() == reads {
+            break;
+        }
+    }
+    assert_eq!((known.count, rig.ends.count()), (known.sent.len(), reads), "{}", rig.disk.show());
+    known.check(&rig, "at the end");
+    rig.disk.clear_faults().unwrap();
+    rig.tear_down();
+}
+
+#[test]
+fn what_is_said_to_be_flushed_is_there_whenever_the_power_goes() {
+    let seed = seed("what_is_said_to_be_flushed_is_there_whenever_the_power_goes");
+    (0..30).for_each(|run| cut_under_load(seed.wrapping_add(run)));
 }
