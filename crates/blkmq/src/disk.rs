@@ -452,7 +452,8 @@ impl Disk {
         self.queue.end_quiesce();
         let mut flushed = Status::Ok;
         if self.queue.life() == Life::Live {
-            flushed = self.flush_inside();
+            // What comes while that goes on is not to be held in memory that goes with the disk.
+            flushed = if self.has_volatile() { self.write_back() } else { self.flush_inside() };
             if !flushed.is_ok() {
                 tracing::error!(
                     disk = self.name,

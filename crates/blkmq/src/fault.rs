@@ -17,6 +17,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
+use smallvec::SmallVec;
 
 pub(crate) use cache::{Begun, Page, WriteCache};
 
@@ -317,8 +318,9 @@ impl Rule {
 }
 
 /// What becomes of a request.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum Act {
+    #[default]
     Pass,
     End(Status),
     /// With a number that was drawn, from which that of the blocks is made.
@@ -334,32 +336,62 @@ pub(crate) enum Act {
     },
 }
 
-/// What the rules say of a request, once for all.
+/// A rule that a request waits for, as long as there is that rule.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Wait {
+    pub(crate) by: u64,
+    /// For so long at most. `None`: until the rule is gone.
+    pub(crate) for_ns: Option<u64>,
+}
+
+/// What the rules say of a request, once for all.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Plan {
-    pub(crate) delay_ns: u64,
-    /// The first of the rules that delay it.
-    pub(crate) delayed_by: Option<u64>,
-    /// The rule that it waits for.
-    pub(crate) stalled_by: Option<u64>,
+    /// What it waits for, one after the other: stalls first.
+    waits: SmallVec<[Wait; 2]>,
     pub(crate) act: Act,
 }
 
 impl Plan {
-    pub(crate) const PASS: Self =
-        Self { delay_ns: 0, delayed_by: None, stalled_by: None, act: Act::Pass };
+    fn wait(&mut self, by: u64, for_ns: Option<u64>) {
+        let stalls = self.waits.iter().take_while(|wait| wait.for_ns.is_none()).count();
+        let at = if for_ns.is_none() { stalls } else { self.waits.len() };
+        self.waits.insert(at, Wait { by, for_ns });
+    }
+
+    /// What it waits for next, of the rules that there still are.
+    pub(crate) fn next_wait(&mut self, faults: &FaultSet) -> Option<Wait> {
+        while !self.waits.is_empty() {
+            let wait = self.waits.remove(0);
+            if faults.rules.iter().any(|rule| rule.id == wait.by) {
+                return Some(wait);
+            }
+        }
+        None
+    }
 }
 
 /// What was injected so far, and into which disk.
 #[derive(Debug, Default)]
 pub(crate) struct Tally {
     pub(crate) disk: String,
+    /// When the power went last. 0: never.
+    cut_ns: AtomicU64,
     counts: [AtomicU64; FaultKind::COUNT],
 }
 
 impl Tally {
     pub(crate) fn of(disk: &str) -> Self {
         Self { disk: disk.to_owned(), ..Self::default() }
+    }
+
+    /// The power goes. What came before fails, wherever it waits: it was to make durable what is gone, or has read it.
+    pub(crate) fn cut(&self, now_ns: u64) {
+        self.cut_ns.store(now_ns.max(1), Ordering::Release);
+    }
+
+    pub(crate) fn cut_ns(&self) -> u64 {
+        self.cut_ns.load(Ordering::Acquire)
     }
 
     pub(crate) fn count(&self, kind: FaultKind) {
@@ -397,7 +429,7 @@ impl FaultSet {
     pub(crate) fn plan(&self, op: Op, range: &Range<u64>, now_ns: u64) -> Option<Plan> {
         let mut plan = None;
         for rule in self.rules.iter().filter(|rule| rule.is_for(op, range, now_ns)) {
-            let plan: &mut Plan = plan.get_or_insert(Plan::PASS);
+            let plan: &mut Plan = plan.get_or_insert_default();
             let Some((drawn, is_first)) = rule.fires() else { continue };
             self.tally.count(rule.spec.kind);
             if is_first {
@@ -419,12 +451,11 @@ impl FaultSet {
                     let more = (u128::from(drawn) * (u128::from(span) + 1)) >> 64;
                     let least = u64::try_from(least.as_nanos()).unwrap_or(u64::MAX);
                     let delay_ns = least.saturating_add(u64::try_from(more).unwrap_or(span));
-                    plan.delay_ns = plan.delay_ns.saturating_add(delay_ns);
-                    plan.delayed_by = plan.delayed_by.or(Some(rule.id));
+                    plan.wait(rule.id, Some(delay_ns));
                     continue;
                 }
                 FaultKind::Stall => {
-                    plan.stalled_by = plan.stalled_by.or(Some(rule.id));
+                    plan.wait(rule.id, None);
                     continue;
                 }
                 FaultKind::Volatile { .. } => continue,
@@ -458,6 +489,8 @@ pub(crate) struct Control {
     pub(crate) cache: Option<Arc<WriteCache>>,
     /// What the disk could do before there was that.
     pub(crate) features: Option<Features>,
+    /// The disk is going: there are no others.
+    pub(crate) is_closed: bool,
     next_id: u64,
 }
 

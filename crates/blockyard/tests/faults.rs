@@ -253,6 +253,25 @@ fn a_power_cut_is_the_same_on_every_driver() {
 }
 
 #[test]
+fn a_disk_with_a_volatile_cache_is_made_smaller() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = format!("file:{}?create=16M&name=a", dir.path().join("disk.img").display());
+    for uri in ["ram:16M?name=a", &file] {
+        let daemon = Daemon::serve(&[uri]);
+        fault(&daemon, "a volatile=8M");
+        let script = "h.pwrite(b'\\x01' * 65536, 12 << 20)\nh.pwrite(b'\\x02' * 65536, 4 << 20)";
+        nbdsh(&daemon.uri("a"), script);
+        daemon.run(&["set", "a", "size=8M", "--shrink"]).code(0);
+        assert_eq!(tries(&daemon, &["flush()"]), ["ok"], "{uri}");
+        daemon.run(&["set", "a", "size=16M"]).code(0);
+        let script = "print(h.pread(65536, 12 << 20) == bytes(65536), h.pread(1, 4 << 20))";
+        assert_eq!(nbdsh(&daemon.uri("a"), script), "True bytearray(b'\\x02')\n", "{uri}");
+        fault(&daemon, "a clear");
+        daemon.stop();
+    }
+}
+
+#[test]
 fn torn_writes_and_corrupted_reads_are_as_they_say() {
     let daemon = Daemon::serve(&["ram:16M?name=a"]);
     fault(&daemon, "a torn seed=5 count=1");

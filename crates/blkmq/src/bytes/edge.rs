@@ -94,6 +94,10 @@ impl<D: Driver> Edge<D> {
 struct Step<D: Driver>(Mutex<Option<Edge<D>>>);
 
 impl<D: Driver> EndIo for Step<D> {
+    fn is_gone(&self) -> bool {
+        self.0.lock().as_ref().is_some_and(|edge| edge.piece.is_abandoned())
+    }
+
     fn end_io(&self, mut bio: Box<Bio>) {
         let Some(edge) = self.0.lock().take() else { return };
         if bio.op == Op::Write || !bio.status().is_ok() {

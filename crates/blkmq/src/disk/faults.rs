@@ -10,6 +10,7 @@ use crate::fault::{
 };
 use crate::limits::Features;
 use crate::op::Status;
+use crate::queue::Size;
 
 /// Whoever ticks the disk comes again so soon while its faults are being changed.
 const RETRY_NS: u64 = 10_000_000;
@@ -26,12 +27,15 @@ impl Disk {
     pub fn add_fault(&self, spec: FaultSpec) -> Result<FaultInfo> {
         let _changing = self.faults.changing.lock();
         if self.queue.life() != crate::queue::Life::Live {
-            return Err(Error::new(ErrorKind::Offline, format!("{} is being removed", self.name)));
+            return Err(self.is_leaving());
         }
         let now_ns = self.queue.clock().now_ns();
         let kind = spec.kind;
         let (rule, cache) = {
             let mut control = self.faults.control.lock();
+            if control.is_closed {
+                return Err(self.is_leaving());
+            }
             let rule = control.add(spec, self.size_bytes(), now_ns)?;
             if let FaultKind::Volatile { max_bytes } = kind {
                 let features = self.limits().features;
@@ -49,13 +53,23 @@ impl Disk {
         tracing::warn!(disk, id, kind = kind.name(), rule = ?rule.spec, "fault set");
         if kind == FaultKind::PowerCut {
             self.queue.fail_held(Status::Io);
-            let bytes = cache.map_or(0, |cache| cache.cut());
+            let bytes = cache.map_or(0, |cache| self.cut(&cache));
             rule.dropped.store(bytes, Ordering::Relaxed);
             tracing::warn!(disk, id, bytes, "power cut simulated: unflushed writes dropped");
         }
         let info = self.info(&rule);
         self.notify(Event::Faults);
         Ok(info)
+    }
+
+    fn is_leaving(&self) -> Error {
+        Error::new(ErrorKind::Offline, format!("{} is being removed", self.name))
+    }
+
+    fn cut(&self, cache: &WriteCache) -> u64 {
+        let now_ns = self.queue.clock().now_ns();
+        self.faults.tally.cut(now_ns);
+        cache.cut(now_ns)
     }
 
     /// The faults that are injected into it, in the order in which they came.
@@ -84,7 +98,9 @@ impl Disk {
     /// Has the hardware queues go by the rules that there are.
     fn publish(&self, control: &Control) {
         let Control { rules, cache, .. } = control;
-        let set = (!rules.is_empty() || cache.is_some())
+        // What came before a cut may wait for longer than there are faults.
+        let was_cut = self.faults.tally.cut_ns() > 0;
+        let set = (!rules.is_empty() || cache.is_some() || was_cut)
             .then(|| Arc::new(FaultSet::new(rules, cache.clone(), &self.faults.tally)));
         let soonest_ns = rules.iter().filter_map(|rule| rule.until_ns).min();
         self.faults.soonest_ns.store(soonest_ns.unwrap_or(u64::MAX), Ordering::Release);
@@ -122,7 +138,20 @@ impl Disk {
 
     fn clear(self: &Arc<Self>, rule: &Rule) -> Result<()> {
         if matches!(rule.spec.kind, FaultKind::Volatile { .. }) {
-            self.write_back()?;
+            let name = &self.name;
+            match self.write_back() {
+                Status::Ok => {}
+                Status::Again => {
+                    let stalled = self.stalled();
+                    let what =
+                        format!("{stalled} requests of {name} are stalled; release them first");
+                    return Err(Error::new(ErrorKind::Busy, what));
+                }
+                failed => {
+                    let what = format!("unflushed writes of {name} cannot be written");
+                    return Err(Error::new(ErrorKind::Io, what).caused_by(failed));
+                }
+            }
         }
         self.end_rule(rule, "fault cleared");
         Ok(())
@@ -143,15 +172,23 @@ impl Disk {
         self.notify(Event::Faults);
     }
 
-    /// Writes and flushes all that is held, and holds nothing any more.
-    fn write_back(self: &Arc<Self>) -> Result<()> {
+    /// Whether a [`FaultKind::Volatile`] keeps what is written from the driver, also one that [`Disk::end_faults`] has ended.
+    #[must_use]
+    pub fn has_volatile(&self) -> bool {
+        self.faults.control.lock().cache.is_some()
+    }
+
+    /// Writes and flushes all that is held, and holds nothing any more: what comes later goes to the driver. Blocks as long as what
+    /// is out takes. [`Status::Again`]: a fault stalls some of that.
+    #[must_use]
+    pub fn write_back(self: &Arc<Self>) -> Status {
         self.queue.start_freeze();
         let written = self.write_back_frozen();
         self.queue.unfreeze();
         written
     }
 
-    fn write_back_frozen(self: &Arc<Self>) -> Result<()> {
+    fn write_back_frozen(self: &Arc<Self>) -> Status {
         let (cache, features) = {
             let control = self.faults.control.lock();
             (control.cache.clone(), control.features)
@@ -159,8 +196,9 @@ impl Disk {
         // No other fault keeps it from that. Nothing else comes meanwhile.
         let only = FaultSet::new(&[], cache, &self.faults.tally);
         self.queue.set_faults(Some(Arc::new(only)));
-        let stalled = self.stalled();
-        let flushed = if stalled == 0 {
+        let flushed = if self.stalled() == 0 {
+            // However long their delays are.
+            self.queue.release(&|by| by.is_some());
             self.queue.wait_frozen();
             self.flush_inside()
         } else {
@@ -168,14 +206,7 @@ impl Disk {
         };
         if !flushed.is_ok() {
             self.publish(&self.faults.control.lock());
-            let name = &self.name;
-            return Err(if flushed == Status::Again {
-                let what = format!("{stalled} requests of {name} are stalled; release them first");
-                Error::new(ErrorKind::Busy, what)
-            } else {
-                let what = format!("unflushed writes of {name} cannot be written");
-                Error::new(ErrorKind::Io, what).caused_by(flushed)
-            });
+            return flushed;
         }
         let mut control = self.faults.control.lock();
         control.cache = None;
@@ -184,7 +215,14 @@ impl Disk {
         if let Some(features) = features {
             self.queue.set_features(features);
         }
-        Ok(())
+        Status::Ok
+    }
+
+    /// Of a disk that became smaller: nothing of what is past its end comes back.
+    pub(super) fn forget_unflushed_past(&self, size: Size) {
+        if let Some(cache) = &self.faults.control.lock().cache {
+            cache.truncate(size.capacity, size.bytes);
+        }
     }
 
     /// Ends the stalls, or one of them, so that what they hold goes on; says how many requests that were.
@@ -220,9 +258,10 @@ impl Disk {
     }
 
     /// Ends all faults where nobody can wait: what they hold goes on, and what a [`FaultKind::Volatile`] holds is written with
-    /// the next flush. For whoever closes the disk.
+    /// the next flush. There are no others from then on. For whoever closes the disk.
     pub fn end_faults(&self) {
         let mut control = self.faults.control.lock();
+        control.is_closed = true;
         if control.rules.is_empty() {
             return;
         }

@@ -44,6 +44,9 @@ impl Disk {
         }
         let (from, bytes) = (self.capacity(), self.size_bytes());
         self.queue.set_size(size);
+        if size.bytes < bytes {
+            self.forget_unflushed_past(size);
+        }
         let changed = (from, bytes) != (size.capacity, size.bytes);
         Ok(changed.then_some(Event::Resized { from, to: capacity }))
     }

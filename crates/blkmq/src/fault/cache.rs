@@ -36,6 +36,8 @@ pub(crate) enum Begun {
     Yes,
     /// There is another one: it has to try again.
     Busy,
+    /// It came before the power went: what it is to make durable may be gone.
+    Late,
 }
 
 #[derive(Default)]
@@ -48,6 +50,8 @@ struct Held {
     /// Counts power cuts: what a flush could not write is not kept past one.
     cuts: u64,
     cuts_at_flush: u64,
+    /// When the last of them was.
+    cut_ns: u64,
 }
 
 pub(crate) struct WriteCache {
@@ -162,9 +166,12 @@ impl WriteCache {
         }
     }
 
-    /// A flush takes all that is there now.
-    pub(crate) fn begin_flush(&self) -> Begun {
+    /// A flush, which came then, takes all that is there now.
+    pub(crate) fn begin_flush(&self, came_ns: u64) -> Begun {
         let mut held = self.held.lock();
+        if came_ns <= held.cut_ns {
+            return Begun::Late;
+        }
         if held.is_flushing {
             return Begun::Busy;
         }
@@ -221,10 +228,32 @@ impl WriteCache {
     }
 
     /// The power goes: what no flush has taken is gone. Says how many bytes that were.
-    pub(crate) fn cut(&self) -> u64 {
+    pub(crate) fn cut(&self, now_ns: u64) -> u64 {
         let mut held = self.held.lock();
         held.cuts += 1;
+        held.cut_ns = now_ns;
         bytes_of(&std::mem::take(&mut held.new))
+    }
+
+    /// Forgets what is past the end of a disk of so many sectors, of whose last block only `bytes` may be its own.
+    pub(crate) fn truncate(&self, capacity: Sector, bytes: u64) {
+        let mut held = self.held.lock();
+        let Held { new, taken, .. } = &mut *held;
+        let pages = capacity.0.div_ceil(PAGE_SECTORS);
+        for held in [new, taken] {
+            while held.last_entry().is_some_and(|last| *last.key() >= pages) {
+                held.pop_last();
+            }
+            for (number, page) in held.range_mut(bytes / PAGE_BYTES as u64..) {
+                let sectors = capacity.0.saturating_sub(number * PAGE_SECTORS).min(PAGE_SECTORS);
+                page.there = (0..PAGE_SECTORS)
+                    .filter(|&sector| sector < sectors)
+                    .fold(0, |there, sector| there | page.there & 1 << sector);
+                let past = bytes.saturating_sub(number * PAGE_BYTES as u64);
+                let past = usize::try_from(past).unwrap_or(PAGE_BYTES).min(PAGE_BYTES);
+                page.bytes[past..].fill(0);
+            }
+        }
     }
 
     /// Bytes that are held.

@@ -69,19 +69,34 @@ fn delays_add_up_and_the_first_that_decides_is_the_last() {
         delay(100, 100),
     ]);
     for _ in 0..100 {
-        let plan = set.plan(Op::Read, &(0..512), 0).unwrap();
+        let mut plan = set.plan(Op::Read, &(0..512), 0).unwrap();
         assert_eq!(plan.act, Act::End(Status::Medium));
-        assert!((6_000_000..=8_000_000).contains(&plan.delay_ns), "{plan:?}");
+        let waits: Vec<_> = std::iter::from_fn(|| plan.next_wait(&set)).collect();
+        assert!(waits.iter().map(|wait| wait.by).eq([1, 2]));
+        let delay_ns: u64 = waits.iter().filter_map(|wait| wait.for_ns).sum();
+        assert!((6_000_000..=8_000_000).contains(&delay_ns), "{waits:?}");
     }
     let counts = set.tally.counts();
     assert_eq!((counts[0], counts[1]), (100, 200));
 }
 
 #[test]
+fn stalls_come_before_delays_and_none_outlives_its_rule() {
+    let ms = Duration::from_millis(1);
+    let (delay, stall) = (FaultKind::Delay { least: ms, most: ms }, FaultKind::Stall);
+    let all = set(&[delay, stall, delay, stall].map(spec));
+    let mut plan = all.plan(Op::Read, &(0..512), 0).unwrap();
+    let less = FaultSet::new(&all.rules[..3], None, &Arc::default());
+    let waits: Vec<_> = std::iter::from_fn(|| plan.next_wait(&less)).collect();
+    let wait = |by, for_ns| Wait { by, for_ns };
+    assert_eq!(waits, [wait(2, None), wait(1, Some(1_000_000)), wait(3, Some(1_000_000))]);
+}
+
+#[test]
 fn a_power_cut_comes_before_all_others() {
     let set = set(&[spec(FaultKind::Stall), spec(FaultKind::PowerCut)]);
     let plan = set.plan(Op::Write, &(0..512), 0).unwrap();
-    assert_eq!(plan, Plan { act: Act::End(Status::Io), ..Plan::PASS });
+    assert_eq!(plan, Plan { act: Act::End(Status::Io), ..Plan::default() });
 }
 
 #[test]
@@ -145,8 +160,8 @@ fn run_cache(seed_of: &str) {
                 assert_eq!(read, seen[at..at + bytes], "step {step}");
             }
             8 => {
-                assert_eq!(cache.begin_flush(), Begun::Yes);
-                assert_eq!(cache.begin_flush(), Begun::Busy);
+                assert_eq!(cache.begin_flush(u64::from(step)), Begun::Yes);
+                assert_eq!(cache.begin_flush(u64::from(step)), Begun::Busy);
                 // Of the next flush.
                 let newer = rng.random_bool(0.5).then(|| vec![0xff; 512]);
                 if let Some(newer) = &newer {
@@ -173,8 +188,9 @@ fn run_cache(seed_of: &str) {
                 }
             }
             _ => {
-                cache.cut();
+                cache.cut(u64::from(step));
                 assert_eq!(cache.bytes(), 0);
+                assert_eq!(cache.begin_flush(u64::from(step)), Begun::Late);
                 seen.clone_from(&disk);
             }
         }
@@ -187,6 +203,23 @@ fn a_cache_is_what_was_written_over_what_was_flushed() {
 }
 
 #[test]
+fn the_last_block_of_a_disk_is_held_whole_and_its_padding_is_zero() {
+    let cache = WriteCache::new(u64::MAX, true);
+    let page = |byte: u8| vec![byte; 4096];
+    assert!(cache.write(Sector(0), 4096, Some(&page(1))));
+    assert_eq!(cache.begin_flush(1), Begun::Yes);
+    assert!(cache.write(Sector(8), 4096, Some(&page(2))));
+    // One block of 4 KiB, of which 700 bytes are the disk's.
+    cache.truncate(Sector(8), 700);
+    assert_eq!(cache.bytes(), 4096);
+    let (sector, run) = cache.next_run(Sector(0), |_| 8192).unwrap();
+    assert_eq!((sector, run.len()), (Sector(0), 4096));
+    assert!(run[..700].iter().all(|&byte| byte == 1) && run[700..].iter().all(|&byte| byte == 0));
+    cache.truncate(Sector(0), 0);
+    assert_eq!((cache.bytes(), cache.next_run(Sector(0), |_| 8192)), (0, None));
+}
+
+#[test]
 fn a_cache_holds_no_more_than_it_may() {
     let cache = WriteCache::new(8192, true);
     assert!(cache.write(Sector(0), 4096, None) && cache.write(Sector(8), 4096, None));
@@ -195,9 +228,9 @@ fn a_cache_holds_no_more_than_it_may() {
     assert!(!cache.write(Sector(0), usize::MAX / 2, None));
     assert_eq!(cache.bytes(), 8192);
     assert!(cache.is_full_first() && !cache.is_full_first());
-    assert_eq!(cache.begin_flush(), Begun::Yes);
+    assert_eq!(cache.begin_flush(1), Begun::Yes);
     assert!(!cache.write(Sector(16), 512, None), "until it is flushed");
     cache.end_flush(true);
     assert!(cache.write(Sector(16), 512, None));
-    assert_eq!(cache.cut(), 512);
+    assert_eq!(cache.cut(2), 512);
 }

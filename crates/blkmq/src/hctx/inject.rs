@@ -10,10 +10,10 @@ use super::held::Until;
 use super::stand_in::{Aside, answer, cache_write, fill, first_of, memory, stand_in};
 use crate::bio::{Bio, Extent};
 use crate::driver::Driver;
-use crate::fault::{Act, Begun, FaultKind, FaultSet, Page, Plan, WriteCache};
+use crate::fault::{Act, Begun, FaultKind, FaultSet, Page, Plan, Wait, WriteCache};
 use crate::limits::Limits;
 use crate::op::{Flags, Op, Status};
-use crate::request::{Request, Rq};
+use crate::request::{Request, Role, Rq};
 use crate::units::{SECTOR_SIZE, Sector};
 
 /// A flush that finds another one under way tries again after this long.
@@ -66,6 +66,9 @@ impl<D: Driver> Hctx<D> {
         faults: &Arc<FaultSet>,
         mut rq: Box<Rq<D>>,
     ) -> Option<Box<Rq<D>>> {
+        if self.is_late(faults, &rq) {
+            return self.end_unseen(rq, Status::Io);
+        }
         let range = rq.sector.bytes()..rq.sector.bytes().saturating_add(rq.len);
         let now_ns = if faults.is_timed { self.shared.clock.now_ns() } else { 0 };
         let mut mark = match rq.mark.take() {
@@ -78,22 +81,16 @@ impl<D: Driver> Hctx<D> {
             None if rq.begun => return Some(rq),
             None => {
                 let plan = faults.plan(rq.op, &range, now_ns);
-                let plan = plan.or(faults.cache.is_some().then_some(Plan::PASS));
+                let plan = plan.or_else(|| faults.cache.is_some().then(Plan::default));
                 let Some(plan) = plan else { return Some(rq) };
                 Box::new(Mark { plan, stage: Stage::Before, aside: None })
             }
         };
-        if let Some(rule) = mark.plan.stalled_by.take() {
+        if let Some(Wait { by, for_ns }) = mark.plan.next_wait(faults) {
+            let due_ns = for_ns.map(|for_ns| self.shared.clock.now_ns().saturating_add(for_ns));
+            let until = due_ns.map_or(Until::Released(by), |at_ns| Until::At(at_ns, Some(by)));
             rq.mark = Some(mark);
-            self.hold(rq, Until::Released(rule), faults);
-            return None;
-        }
-        let delay_ns = std::mem::take(&mut mark.plan.delay_ns);
-        if delay_ns > 0 {
-            let due_ns = self.shared.clock.now_ns().saturating_add(delay_ns);
-            let delayed_by = mark.plan.delayed_by;
-            rq.mark = Some(mark);
-            self.hold(rq, Until::At(due_ns, delayed_by), faults);
+            self.hold(rq, until, faults);
             return None;
         }
         match mark.plan.act {
@@ -112,6 +109,26 @@ impl<D: Driver> Hctx<D> {
                 }
             },
         }
+    }
+
+    /// Whether it came before the power went, and was not under way then: it waited for a tag, for another flush, or for whatever
+    /// else.
+    fn is_late(&self, faults: &FaultSet, rq: &Rq<D>) -> bool {
+        let cut_ns = faults.tally.cut_ns();
+        let is_before =
+            |rq: &Rq<D>| rq.mark.as_ref().is_none_or(|mark| matches!(mark.stage, Stage::Before));
+        cut_ns > 0 && !rq.begun && is_before(rq) && self.came_ns(rq) <= cut_ns
+    }
+
+    /// When the disk was asked for it; for a flush, when it was asked for the oldest of those that it is for.
+    fn came_ns(&self, rq: &Rq<D>) -> u64 {
+        let st = self.state.lock();
+        let of = |rq: &Rq<D>| st.came_ns.get(rq.internal_tag as usize).copied();
+        let came_ns = match rq.role {
+            Role::Flush { .. } => st.flush.running().filter_map(|rq| of(rq)).min(),
+            _ => of(rq),
+        };
+        came_ns.unwrap_or(u64::MAX)
     }
 
     /// Ends a request that the driver has not seen.
@@ -222,6 +239,12 @@ impl<D: Driver> Hctx<D> {
                     }
                     return self.end_unseen(rq, Status::NoSpace);
                 }
+                let (capacity, bytes) = (self.shared.capacity(), self.shared.size_bytes());
+                if rq.end_sector() > capacity {
+                    // It was checked before the disk became smaller, and has come after the rest was forgotten.
+                    cache.truncate(capacity, bytes);
+                    return self.end_unseen(rq, Status::OutOfRange);
+                }
                 if rq.flags.contains(Flags::FUA) && !faults.lies(now_ns) {
                     return self.begin_flush(faults, cache, rq, mark);
                 }
@@ -254,11 +277,15 @@ impl<D: Driver> Hctx<D> {
         mut rq: Box<Rq<D>>,
         mut mark: Box<Mark>,
     ) -> Option<Box<Rq<D>>> {
-        if cache.begin_flush() == Begun::Busy {
-            let due_ns = self.shared.clock.now_ns().saturating_add(FLUSH_RETRY_NS);
-            rq.mark = Some(mark);
-            self.hold(rq, Until::At(due_ns, None), faults);
-            return None;
+        match cache.begin_flush(self.came_ns(&rq)) {
+            Begun::Yes => {}
+            Begun::Late => return self.end_unseen(rq, Status::Io),
+            Begun::Busy => {
+                let due_ns = self.shared.clock.now_ns().saturating_add(FLUSH_RETRY_NS);
+                rq.mark = Some(mark);
+                self.hold(rq, Until::At(due_ns, None), faults);
+                return None;
+            }
         }
         mark.aside = Some(Aside::put(&mut rq));
         mark.stage = Stage::Writes(Arc::clone(cache), Sector::ZERO);

@@ -15,6 +15,7 @@ mod faults;
 mod model;
 mod order;
 mod parity;
+mod power_cuts;
 mod regressions;
 mod rig;
 mod script;

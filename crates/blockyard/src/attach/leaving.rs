@@ -84,8 +84,28 @@ impl HandingOver {
     }
 }
 
+/// Faults end with their daemon: what they hold goes on, and what they kept from the driver is written.
+async fn end_faults(disk: &Arc<Disk>, limit: Duration) -> Result<(), String> {
+    if disk.faults().is_empty() {
+        return Ok(());
+    }
+    let (tell, told) = oneshot::channel();
+    let cleared = Arc::clone(disk);
+    // A thread that nobody waits for, as the disk may not answer.
+    std::thread::spawn(move || tell.send(cleared.clear_faults()));
+    match tokio::time::timeout(limit, told).await {
+        Ok(Ok(Ok(_))) => Ok(()),
+        Ok(Ok(Err(err))) => Err(format!("cannot end the faults of the disk: {}", err.chain())),
+        Ok(Err(_)) => Err("cannot end the faults of the disk".into()),
+        Err(_) => Err(format!("the faults of the disk have not ended within {limit:?}")),
+    }
+}
+
 /// Flushes it until that takes no more than half of `limit`, within which the last one has to be answered.
 async fn flush_while_used(disk: &Arc<Disk>, limit: Duration) {
+    if let Err(why) = end_faults(disk, limit).await {
+        term::tell(why);
+    }
     for _ in 0..MOST_FLUSHES {
         let begun = Instant::now();
         // One that fails is told of by the last one.
@@ -112,6 +132,10 @@ async fn flush(disk: &Arc<Disk>) -> Status {
 /// one serves on. Any other disk is left as it is.
 pub(super) async fn hand_over(open: &OpenDisk, path: &str, limit: Duration) -> bool {
     let disk = open.disk();
+    if let Err(why) = end_faults(disk, limit).await {
+        term::tell(format_args!("{why}; serving it, and trying again in {RETRY:?}"));
+        return false;
+    }
     let (tell, told) = oneshot::channel();
     disk.start_freeze();
     let frozen = Arc::clone(disk);

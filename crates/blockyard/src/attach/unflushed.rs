@@ -195,8 +195,10 @@ mod tests {
     use std::time::Duration;
 
     use blockyard_blkmq::{
-        Bio, BlockLayer, Clock, Disk, MonotonicClock, Op, OpenMode, Sector, Status,
+        Bio, BlockLayer, Clock, Disk, FaultKind, FaultOps, FaultSpec, MonotonicClock, Op, OpenMode,
+        Sector, Status,
     };
+    use blockyard_buf::Segment;
     use blockyard_export_nbd::{Config, Export, Server, ServerLimits};
 
     use super::super::flushes::note_failed_flushes;
@@ -380,6 +382,42 @@ mod tests {
             assert_eq!(ended.is_err(), is_lost, "{options}");
             assert_eq!(Left::read(&path) != Left::Nothing, is_lost, "{options}");
             let _ = first.close_now(&yard.layer, Duration::ZERO);
+            yard.end();
+        }
+    }
+
+    /// Faults keep nothing that was answered, and end with the daemon.
+    #[test]
+    fn what_faults_hold_is_handed_over() {
+        let runtime = runtime();
+        for kind in [FaultKind::FlushLies, FaultKind::Error(Status::Io), FaultKind::Stall] {
+            let mut yard = Yard::new(1);
+            let first = yard.open("");
+            let volatile = FaultKind::Volatile { max_bytes: 1 << 20 };
+            for kind in [volatile, kind] {
+                let ops = if kind == volatile { FaultOps::empty() } else { FaultOps::FLUSH };
+                first.disk().add_fault(FaultSpec { ops, ..FaultSpec::new(kind) }).unwrap();
+            }
+            let data = Segment::from_vec(vec![7; 4096]);
+            let bio = Bio::with_data(Op::Write, Sector(0), [data].into_iter().collect());
+            assert_eq!(status(&first, bio), Status::Ok);
+            let bdev = first.disk().open(None, OpenMode::ReadWrite).unwrap();
+            if kind == FaultKind::Stall {
+                bdev.submit(0, Bio::flush().on_end(Arc::new(|_: Box<Bio>| {})));
+                assert_eq!(first.disk().stalled(), 1);
+            }
+            let handed_over = runtime.block_on(async {
+                let mut handing_over = HandingOver::default();
+                handing_over.begin(first.disk(), MoreTime::from_now(), PATIENCE, Duration::ZERO);
+                tokio::time::timeout(PATIENCE, handing_over.is_due()).await.unwrap();
+                hand_over(&first, DEVICE, PATIENCE).await
+            });
+            assert!(handed_over, "{kind:?}");
+            assert_eq!(std::fs::read(yard.dir.path().join("disk.img")).unwrap(), [7; 4096]);
+            assert_eq!(first.disk().faults(), []);
+            first.disk().unfreeze();
+            drop(bdev);
+            let _ = first.close_now(&yard.layer, PATIENCE);
             yard.end();
         }
     }

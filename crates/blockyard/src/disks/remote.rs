@@ -116,7 +116,15 @@ impl Remote {
     /// The flush failed: what was written since the last good one may be lost.
     pub(crate) async fn leave(&self, limit: Duration) -> Result<(), FlushFailed> {
         let end = Instant::now() + limit;
-        let flushed = match timeout_at(end, self.flush()).await {
+        let flushing = async {
+            if self.disk.has_volatile() {
+                // What comes until it is gone is not to be held by a fault any more; the flush tells whether that went wrong.
+                let disk = Arc::clone(&self.disk);
+                let _ = tokio::task::spawn_blocking(move || disk.write_back()).await;
+            }
+            self.flush().await
+        };
+        let flushed = match timeout_at(end, flushing).await {
             Ok(status) if status.is_ok() => Ok(()),
             Ok(status) => Err(FlushFailed::new(self.disk.name(), &status)),
             Err(_) => {
