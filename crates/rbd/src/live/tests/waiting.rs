@@ -68,6 +68,34 @@ fn one_write_that_does_not_end_stops_no_others_when_something_was_missed() {
     }
 }
 
+/// Whoever wrote while the lock was somebody else's waits until it is had, and not for others who did so, too.
+#[test]
+fn one_of_the_first_writes_of_an_owner_that_does_not_end_stops_no_others() {
+    for seed in 0..20 {
+        run(async {
+            let (cluster, _, owner, other) = shared(seed).await;
+            other.write(OBJECT, vec![4; 10].into()).await.unwrap();
+            assert!(!owner.status().borrow().is_owner);
+            cluster.hold(FIRST);
+            let write = |object| {
+                let owner = Arc::clone(&owner);
+                let write = async move { owner.write(object * OBJECT, vec![9; 10].into()).await };
+                tokio::spawn(write)
+            };
+            let stuck = write(0);
+            let others: Vec<_> = (1..8).map(write).collect();
+            for other in others {
+                timeout(SOON, other).await.expect("writes hang").unwrap().unwrap();
+            }
+            assert!(!stuck.is_finished() && owner.status().borrow().is_owner);
+            cluster.let_go();
+            stuck.await.unwrap().unwrap();
+            assert_eq!(owner.read(7 * OBJECT, 10).await.unwrap(), [9; 10]);
+            assert_eq!(cluster.intruders(), Vec::<String>::new());
+        });
+    }
+}
+
 /// A full pool is emptied like that: the write that waits for space is the one that the removal helps.
 #[test]
 fn a_snapshot_is_removed_while_a_write_does_not_end() {
