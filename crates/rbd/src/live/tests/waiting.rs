@@ -203,3 +203,27 @@ fn no_disk_waits_for_another_pool_while_a_snapshot_is_unprotected() {
         other.remove_snapshot("s").await.unwrap();
     });
 }
+
+#[test]
+fn a_snapshot_that_stays_half_unprotected_is_said_to_be_so_and_unprotected_again() {
+    run(async {
+        let (cluster, _, owner, _other) = shared(5).await;
+        owner.protect_snapshot("s").await.unwrap();
+        cluster.hold(Held::Pool(POOLS[1]));
+        let unprotects = Arc::clone(&owner);
+        let asked = tokio::spawn(async move { unprotects.unprotect_snapshot("s").await });
+        cluster.pass(1).await;
+        cluster.slow_down(400);
+        let writes = Arc::clone(&owner);
+        let slow = tokio::spawn(async move { writes.write(0, vec![9; 10].into()).await });
+        cluster.pass(1).await;
+        cluster.let_go();
+        let error = asked.await.unwrap().unwrap_err();
+        assert_eq!(error.errno(), Some(Errno::TIMEDOUT));
+        assert!(error.to_string().contains("unprotect it again"), "{error}");
+        cluster.slow_down(0);
+        slow.await.unwrap().unwrap();
+        owner.unprotect_snapshot("s").await.unwrap();
+        owner.remove_snapshot("s").await.unwrap();
+    });
+}
