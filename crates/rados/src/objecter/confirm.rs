@@ -17,8 +17,8 @@ pub(super) enum Confirmation {
     Due(Instant),
     /// They were asked.
     Asked(Instant),
-    /// There is a newer map, of this epoch or a later one.
-    Newer(u32, Instant),
+    /// There is a newer map, of this epoch or a later one: there is a quorum, and nothing is sent without that map.
+    Newer(u32),
     /// The newest one is in use, or nobody says which it is.
     Done,
 }
@@ -27,8 +27,8 @@ impl Confirmation {
     /// When it is taken as given.
     pub(super) const fn until(self) -> Option<Instant> {
         match self {
-            Self::Due(until) | Self::Asked(until) | Self::Newer(_, until) => Some(until),
-            Self::Done => None,
+            Self::Due(until) | Self::Asked(until) => Some(until),
+            Self::Newer(_) | Self::Done => None,
         }
     }
 }
@@ -62,12 +62,12 @@ impl Objecter {
         let mut is_due = false;
         for session in self.sessions.values_mut() {
             match session.confirmation {
-                Confirmation::Asked(until) => {
-                    session.confirmation = Confirmation::Newer(epoch, until);
+                Confirmation::Asked(_) => {
+                    session.confirmation = Confirmation::Newer(epoch);
                     waits = true;
                 }
                 Confirmation::Due(_) => is_due = true,
-                Confirmation::Newer(..) | Confirmation::Done => {}
+                Confirmation::Newer(_) | Confirmation::Done => {}
             }
         }
         if is_due {
@@ -82,7 +82,7 @@ impl Objecter {
         let osds: Vec<_> = self.sessions.keys().copied().collect();
         for osd in osds {
             let Some(session) = self.sessions.get_mut(&osd) else { continue };
-            if matches!(session.confirmation, Confirmation::Newer(epoch, _) if epoch <= known) {
+            if matches!(session.confirmation, Confirmation::Newer(epoch) if epoch <= known) {
                 session.confirmation = Confirmation::Done;
                 self.send_unsent(osd);
             }

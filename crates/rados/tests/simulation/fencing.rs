@@ -84,6 +84,27 @@ fn what_a_client_had_in_flight_when_it_was_kept_out_is_not_done_later() {
     }
 }
 
+/// Monitors that have said that there is a newer map may take their time to send it.
+#[test]
+fn what_a_client_had_in_flight_waits_for_maps_that_it_knows_of() {
+    for_few_seeds(|seed| {
+        let mut world = cut_off(seed);
+        let own = own(&world);
+        world.change_map(|model| model.blocklist.extend([own]));
+        world.change_map(|model| model.affinities[0] = 0xffff);
+        pass(&mut world, HOUR + Duration::from_secs(1));
+        world.change_map(|model| model.blocklist.clear());
+        (world.is_cut_off, world.holds_maps) = (false, true);
+        pass(&mut world, Duration::from_secs(300));
+        assert_eq!(done(&world), 1);
+        world.holds_maps = false;
+        world.change_map(|model| model.affinities[0] = 0xfffe);
+        run(&mut world, QUIET, |world| world.clients[0].pending.is_empty());
+        assert_eq!(done(&world), 1);
+        assert!(world.clients[0].machine.objecter().is_fenced());
+    });
+}
+
 /// Whoever was away for a shorter time would still be on the list, and one who was not on it goes on.
 #[test]
 fn a_client_that_was_away_goes_on_where_it_was() {

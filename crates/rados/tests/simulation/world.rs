@@ -140,6 +140,8 @@ pub(crate) struct World {
     pub(crate) is_cut_off: bool,
     /// Monitors do not say which map is the newest.
     pub(crate) monitors_are_silent: bool,
+    /// Monitors send no maps.
+    pub(crate) holds_maps: bool,
     /// No map that is sent can be used.
     pub(crate) spoils_maps: bool,
     /// OSDs let nobody in, with this error number.
@@ -217,6 +219,7 @@ impl World {
             last_conn: 0,
             is_cut_off: false,
             monitors_are_silent: false,
+            holds_maps: false,
             spoils_maps: false,
             osds_refuse: None,
             refuses_requests: None,
@@ -505,6 +508,9 @@ impl World {
 
     /// Sends what a subscriber does not have.
     fn send_maps(&mut self, conn: u64) {
+        if self.holds_maps {
+            return;
+        }
         let newest = self.model.epoch;
         let wanted = self.conns.get(&conn).and_then(|connection| connection.wanted);
         let Some(wanted) = wanted.filter(|&wanted| wanted <= newest) else { return };

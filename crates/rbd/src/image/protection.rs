@@ -62,16 +62,25 @@ impl<S: ObjectStore> Image<S> {
         Ok(id)
     }
 
-    /// Ends that: the snapshot is protected again if it has clones of version 1, or if that is not known.
+    /// Ends that: the snapshot is protected again if it has clones of version 1, or if that is not known. One that somebody has
+    /// protected since, and may have cloned, stays so.
     ///
     /// # Errors
-    /// As [`unprotect_snapshot`](Self::unprotect_snapshot).
+    /// As [`unprotect_snapshot`](Self::unprotect_snapshot); EBUSY if it was protected since.
     pub async fn end_unprotecting(
         &mut self,
         id: u64,
         children: Result<Vec<ChildSpec>>,
     ) -> Result<()> {
         self.begin().await?;
+        // It may have been another one's meanwhile.
+        self.refresh().await?;
+        let snapshot = self.header.snapshots.iter().find(|snapshot| snapshot.id == id);
+        let snapshot = snapshot.ok_or(Errno::NOENT)?;
+        if snapshot.protection == Protection::Protected as u8 {
+            let place = format_args!("snapshot {:?} was protected meanwhile", snapshot.name);
+            return Err(Error::from(Errno::BUSY).at(place));
+        }
         let refused = match children {
             Ok(children) if children.is_empty() => None,
             Ok(_) => Some(Errno::BUSY.into()),

@@ -10,8 +10,8 @@ use crate::store::{NotifyAnswers, ObjectStore};
 use blockyard_rados::encoding::Reader;
 use rustix::io::Errno;
 use std::time::Duration;
-use tokio::sync::RwLockWriteGuard;
 use tokio::sync::watch::Receiver;
+use tokio::sync::{MutexGuard, RwLockReadGuard, RwLockWriteGuard};
 use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 
 /// An owner who has said that he gives the lock back, and does not, is asked again after this time (ceph: option
@@ -26,9 +26,31 @@ impl<S: ObjectStore> Shared<S> {
     /// Gets the image for this one alone, and the lock with it.
     pub(super) async fn acquire(&self) -> Result<RwLockWriteGuard<'_, Image<S>>> {
         let end = Instant::now() + self.options.lock_limit;
-        let Ok(_one) = timeout_at(end, self.acquiring.lock()).await else {
-            return Err(Error::answer(Errno::TIMEDOUT).at("waiting for others who get the lock"));
-        };
+        let _one = self.turn_to_acquire(end).await?;
+        self.acquire_alone(end).await
+    }
+
+    /// Gets the lock, for one who needs the image not alone: if somebody before him has got it, he waits for no request.
+    pub(super) async fn owned_after_others(&self) -> Result<RwLockReadGuard<'_, Image<S>>> {
+        let end = Instant::now() + self.options.lock_limit;
+        let _one = self.turn_to_acquire(end).await?;
+        self.check()?;
+        let image = self.image.read().await;
+        if image.is_owner() && (self.is_current(&image) || self.keeps_header(&image)) {
+            return Ok(image);
+        }
+        drop(image);
+        Ok(self.acquire_alone(end).await?.downgrade())
+    }
+
+    /// One at a time gets the lock.
+    async fn turn_to_acquire(&self, end: Instant) -> Result<MutexGuard<'_, ()>> {
+        let late = || Error::answer(Errno::TIMEDOUT).at("waiting for others who get the lock");
+        timeout_at(end, self.acquiring.lock()).await.map_err(|_| late())
+    }
+
+    /// The same as [`acquire`](Self::acquire), of the one whose turn it is.
+    async fn acquire_alone(&self, end: Instant) -> Result<RwLockWriteGuard<'_, Image<S>>> {
         loop {
             self.check()?;
             let mut image = self.alone_until(Some(end)).await?;

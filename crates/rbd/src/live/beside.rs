@@ -89,7 +89,10 @@ impl<S: ObjectStore> Shared<S> {
         let image = image.downgrade();
         let children = self.old_children(&image, id).await;
         drop(image);
-        let mut image = self.alone_as_owner(is_for_another).await?;
+        let again = |error: Error| {
+            error.at(format_args!("snapshot {name:?} is half unprotected; unprotect it again"))
+        };
+        let mut image = self.alone_as_owner(is_for_another).await.map_err(again)?;
         self.note(image.end_unprotecting(id, children).await)
     }
 

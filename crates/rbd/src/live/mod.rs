@@ -427,7 +427,7 @@ impl<S: ObjectStore> Shared<S> {
             return Ok(image);
         }
         drop(image);
-        Ok(self.acquire().await?.downgrade())
+        self.owned_after_others().await
     }
 
     /// Whether the header is the newest that was heard of, and known: a change that has failed leaves it unknown.

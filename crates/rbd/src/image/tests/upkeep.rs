@@ -133,6 +133,36 @@ fn snapshots_are_protected_renamed_and_limited() {
     });
 }
 
+/// Who unprotects it looks for clones of what it was when he began.
+#[test]
+fn a_snapshot_that_is_protected_while_it_is_unprotected_stays_protected() {
+    run(async {
+        let store = store();
+        made(&store, "a").await;
+        let mut image = open(&store, "a").await;
+        let mut other = open(&store, "a").await;
+        image.create_snapshot("s").await.unwrap();
+        image.protect_snapshot("s").await.unwrap();
+        for children in [Ok(Vec::new()), Err(Errno::TIMEDOUT.into())] {
+            let id = image.begin_unprotecting("s").await.unwrap();
+            other.refresh().await.unwrap();
+            other.protect_snapshot("s").await.unwrap();
+            let ended = image.end_unprotecting(id, children).await;
+            assert_eq!(ended.unwrap_err().errno(), Some(Errno::BUSY));
+            other.refresh().await.unwrap();
+            assert_eq!(other.remove_snapshot("s").await.unwrap_err().errno(), Some(Errno::BUSY));
+        }
+        image.unprotect_snapshot("s").await.unwrap();
+        image.protect_snapshot("s").await.unwrap();
+        let id = image.begin_unprotecting("s").await.unwrap();
+        other.refresh().await.unwrap();
+        other.unprotect_snapshot("s").await.unwrap();
+        other.remove_snapshot("s").await.unwrap();
+        let ended = image.end_unprotecting(id, Ok(Vec::new())).await;
+        assert!(ended.unwrap_err().is_not_found());
+    });
+}
+
 #[test]
 fn a_map_that_lies_is_found_and_made_anew() {
     run(async {

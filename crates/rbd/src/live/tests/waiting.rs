@@ -68,6 +68,34 @@ fn one_write_that_does_not_end_stops_no_others_when_something_was_missed() {
     }
 }
 
+/// Whoever wrote while the lock was somebody else's waits until it is had, and not for others who did so, too.
+#[test]
+fn one_of_the_first_writes_of_an_owner_that_does_not_end_stops_no_others() {
+    for seed in 0..20 {
+        run(async {
+            let (cluster, _, owner, other) = shared(seed).await;
+            other.write(OBJECT, vec![4; 10].into()).await.unwrap();
+            assert!(!owner.status().borrow().is_owner);
+            cluster.hold(FIRST);
+            let write = |object| {
+                let owner = Arc::clone(&owner);
+                let write = async move { owner.write(object * OBJECT, vec![9; 10].into()).await };
+                tokio::spawn(write)
+            };
+            let stuck = write(0);
+            let others: Vec<_> = (1..8).map(write).collect();
+            for other in others {
+                timeout(SOON, other).await.expect("writes hang").unwrap().unwrap();
+            }
+            assert!(!stuck.is_finished() && owner.status().borrow().is_owner);
+            cluster.let_go();
+            stuck.await.unwrap().unwrap();
+            assert_eq!(owner.read(7 * OBJECT, 10).await.unwrap(), [9; 10]);
+            assert_eq!(cluster.intruders(), Vec::<String>::new());
+        });
+    }
+}
+
 /// A full pool is emptied like that: the write that waits for space is the one that the removal helps.
 #[test]
 fn a_snapshot_is_removed_while_a_write_does_not_end() {
@@ -173,5 +201,29 @@ fn no_disk_waits_for_another_pool_while_a_snapshot_is_unprotected() {
         cluster.let_go();
         other.unprotect_snapshot("s").await.unwrap();
         other.remove_snapshot("s").await.unwrap();
+    });
+}
+
+#[test]
+fn a_snapshot_that_stays_half_unprotected_is_said_to_be_so_and_unprotected_again() {
+    run(async {
+        let (cluster, _, owner, _other) = shared(5).await;
+        owner.protect_snapshot("s").await.unwrap();
+        cluster.hold(Held::Pool(POOLS[1]));
+        let unprotects = Arc::clone(&owner);
+        let asked = tokio::spawn(async move { unprotects.unprotect_snapshot("s").await });
+        cluster.pass(1).await;
+        cluster.slow_down(400);
+        let writes = Arc::clone(&owner);
+        let slow = tokio::spawn(async move { writes.write(0, vec![9; 10].into()).await });
+        cluster.pass(1).await;
+        cluster.let_go();
+        let error = asked.await.unwrap().unwrap_err();
+        assert_eq!(error.errno(), Some(Errno::TIMEDOUT));
+        assert!(error.to_string().contains("unprotect it again"), "{error}");
+        cluster.slow_down(0);
+        slow.await.unwrap().unwrap();
+        owner.unprotect_snapshot("s").await.unwrap();
+        owner.remove_snapshot("s").await.unwrap();
     });
 }
