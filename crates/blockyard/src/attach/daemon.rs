@@ -14,7 +14,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 
 use super::flushes::{inherit_failed_flushes, note_failed_flushes};
-use super::interrupted::{unless_told, while_abandoning};
+use super::interrupted::{GivenUp, unless_told, while_abandoning};
 use super::kernel::{Attachment, Below, new_mark};
 use super::leaving::{HandingOver, RETRY, hand_over, leave, tell_that_it_stays};
 use super::log::Log;
@@ -181,17 +181,18 @@ impl Attached {
         log: Option<PathBuf>,
         signals: &mut Signals,
     ) -> Result<Self> {
-        let (open, is_new) = (Arc::clone(&server.open), matches!(order, Order::Attach(_)));
+        let is_new = matches!(order, Order::Attach(_));
+        let given_up = GivenUp::new(Arc::clone(&server.open));
         let attaching = blocking(move || Self::attach(server, order, log));
         if !is_new {
             return attaching.await;
         }
-        let (attached, told) = unless_told(attaching, signals.next(), || open.abandon()).await;
+        let (attached, told) = unless_told(attaching, signals.next(), || given_up.abandon()).await;
         if !told {
             return attached;
         }
         if let Ok(mut attached) = attached {
-            match while_abandoning(attached.detach(), || open.abandon()).await {
+            match while_abandoning(attached.detach(), || given_up.abandon()).await {
                 Ok(()) => attached.store.forget_notes(attached.record.mark),
                 Err(err) => {
                     tracing::warn!(error = %err, "cannot remove the remains of the device");
