@@ -17,6 +17,7 @@ use super::flushes::{inherit_failed_flushes, note_failed_flushes};
 use super::interrupted::{GivenUp, unless_told, while_abandoning};
 use super::kernel::{Attachment, Below, new_mark};
 use super::leaving::{HandingOver, RETRY, hand_over, leave, tell_that_it_stays};
+use super::leftover::on_record;
 use super::log::Log;
 use super::opening::{EXPORT, Order, Server, check_size, note_handed_over};
 use super::record::Record;
@@ -229,7 +230,8 @@ impl Attached {
             Order::Attach(wish) => {
                 let mark = new_mark();
                 let wanted = Wanted::new(wish, &identity);
-                let begun = store.begin(mark, &wanted).map_err(|err| failed(&wish.uri, err))?;
+                let begun = wanted.begin(&store, mark, on_record);
+                let begun = begun.map_err(|err| failed(&wish.uri, err))?;
                 note_failed_flushes(server.disk(), store.failed_flush_of(mark));
                 note_unflushed(&server.open, &store.unflushed_of(mark))?;
                 let attachment = Attachment::attach(wish, mark, &below).map_err(|err| {
