@@ -71,6 +71,11 @@ impl<D: Driver> Hctx<D> {
         let is_frozen = {
             let mut st = self.state.lock();
             Self::stop(&mut st, &rq);
+            if st.dying && matches!(until, Until::At(_, None)) {
+                // It tries again until another one has ended, which may need the driver, and that is what we have.
+                drop(st);
+                return Self::end_unwanted(vec![rq]);
+            }
             if st.dying {
                 st.dispatch.push_front(rq);
                 self.rerun.store(true, Ordering::SeqCst);

@@ -484,6 +484,41 @@ fn faults_come_and_go_and_every_bio_ends_once() {
     (0..40).for_each(|run| come_and_go(seed.wrapping_add(run)));
 }
 
+/// The flush that the others wait for ends by the driver, which is not to be held until it has.
+#[test]
+fn durable_writes_that_wait_for_each_other_do_not_keep_a_disk_from_its_end() {
+    for ticks in [false, true] {
+        let config =
+            Config { limits: limits(Features::WRITE_CACHE | Features::FUA), ..Config::default() };
+        let rig = Rig::new(1, TagSetConfig::default(), config, SECTORS);
+        let volatile = FaultKind::Volatile { max_bytes: 1 << 20 };
+        rig.disk.add_fault(FaultSpec::new(volatile)).unwrap();
+        let (disk, ends) = (Arc::clone(&rig.disk), rig.ends.counter());
+        let watchdog = Watchdog::new("the end of a disk", ends, move || disk.show());
+        std::thread::scope(|scope| {
+            let removal = scope.spawn(|| rig.layer.del_disk(&rig.disk));
+            while rig.script.out() == 0 {
+                std::thread::yield_now();
+            }
+            // Its last flush is with the driver.
+            for sector in [0, 8, 16] {
+                rig.submit(0, write(sector, 1, 1).with_flags(Flags::FUA | Flags::NOMERGE));
+            }
+            while !removal.is_finished() {
+                if ticks {
+                    rig.clock.advance_ms(1);
+                    rig.disk.tick();
+                }
+                rig.script.step();
+                std::thread::yield_now();
+            }
+        });
+        assert_eq!(rig.ends.count(), 3);
+        drop(watchdog);
+        rig.tear_down();
+    }
+}
+
 #[test]
 fn faults_change_under_load() {
     let rig = rig();

@@ -14,9 +14,10 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 
 use super::flushes::{inherit_failed_flushes, note_failed_flushes};
-use super::interrupted::{unless_told, while_abandoning};
+use super::interrupted::{GivenUp, unless_told, while_abandoning};
 use super::kernel::{Attachment, Below, new_mark};
 use super::leaving::{HandingOver, RETRY, hand_over, leave, tell_that_it_stays};
+use super::leftover::on_record;
 use super::log::Log;
 use super::opening::{EXPORT, Order, Server, check_size, note_handed_over};
 use super::record::Record;
@@ -181,17 +182,18 @@ impl Attached {
         log: Option<PathBuf>,
         signals: &mut Signals,
     ) -> Result<Self> {
-        let (open, is_new) = (Arc::clone(&server.open), matches!(order, Order::Attach(_)));
+        let is_new = matches!(order, Order::Attach(_));
+        let given_up = GivenUp::new(Arc::clone(&server.open));
         let attaching = blocking(move || Self::attach(server, order, log));
         if !is_new {
             return attaching.await;
         }
-        let (attached, told) = unless_told(attaching, signals.next(), || open.abandon()).await;
+        let (attached, told) = unless_told(attaching, signals.next(), || given_up.abandon()).await;
         if !told {
             return attached;
         }
         if let Ok(mut attached) = attached {
-            match while_abandoning(attached.detach(), || open.abandon()).await {
+            match while_abandoning(attached.detach(), || given_up.abandon()).await {
                 Ok(()) => attached.store.forget_notes(attached.record.mark),
                 Err(err) => {
                     tracing::warn!(error = %err, "cannot remove the remains of the device");
@@ -228,7 +230,8 @@ impl Attached {
             Order::Attach(wish) => {
                 let mark = new_mark();
                 let wanted = Wanted::new(wish, &identity);
-                let begun = store.begin(mark, &wanted).map_err(|err| failed(&wish.uri, err))?;
+                let begun = wanted.begin(&store, mark, on_record);
+                let begun = begun.map_err(|err| failed(&wish.uri, err))?;
                 note_failed_flushes(server.disk(), store.failed_flush_of(mark));
                 note_unflushed(&server.open, &store.unflushed_of(mark))?;
                 let attachment = Attachment::attach(wish, mark, &below).map_err(|err| {

@@ -120,16 +120,17 @@ struct Calm {
 impl Calm {
     fn is_now(&self) -> bool {
         let disk = self.bdev.disk();
-        let is_calm = !self.replacing.load(Ordering::SeqCst)
+        let is_whole = !self.replacing.load(Ordering::SeqCst)
             && self.source.server.clients().len() >= self.connections
-            && Instant::now() >= self.holds_until
-            && !is_any_out_for(disk, LONG);
-        // What the limits of the disk keep so long is let in: it ends, and others of its kind have a moment to come.
+            && Instant::now() >= self.holds_until;
+        let is_calm = is_whole && !is_any_out_for(disk, LONG);
+        // What the limits of the disk keep so long is let in, once that is all that is missing: it ends, and others of its kind have
+        // a moment to come.
         let mut waits = self.waits.lock();
-        if is_calm {
-            *waits = None;
-        } else {
+        if is_whole && !is_calm {
             waits.get_or_insert_with(|| disk.limit_waits(LONG));
+        } else {
+            *waits = None;
         }
         is_calm
     }
@@ -502,6 +503,51 @@ mod tests {
         assert!(!is_any_out_for(&disk, Duration::ZERO));
         drop(bdev);
         layer.del_disk(&disk);
+        threads.shutdown();
+    }
+
+    /// Limits would be none for as long as something else is missing.
+    #[test]
+    fn limits_give_way_to_a_size_once_nothing_else_is_missing() {
+        let threads = QueueThreads::start(1).unwrap();
+        let layer = Arc::new(BlockLayer::new());
+        let clock: Arc<dyn Clock> = Arc::new(MonotonicClock::new());
+        let plan = "null:1M?write_bps=1".parse().unwrap();
+        let open = DiskMaker::new(&layer, threads.handles(), clock).open(&plan).unwrap();
+        let disk = open.disk();
+        let bdev = Arc::new(disk.open(None, OpenMode::ReadWrite).unwrap());
+        let exports = vec![Export::new("x", Arc::clone(&bdev))];
+        let config = Config { exports, ..Config::default() };
+        let server = Server::new(config, threads.handles().to_vec()).unwrap();
+        let mut calm = Calm {
+            source: Source::new(server, "x"),
+            connections: 0,
+            bdev: Arc::clone(&bdev),
+            holds_until: Instant::now() + 10 * PATIENCE,
+            replacing: Arc::default(),
+            waits: Mutex::default(),
+        };
+        let write = Bio::new(Op::WriteZeroes, Sector(0), 4096);
+        bdev.submit(0, write.on_end(Arc::new(drop::<Box<Bio>>)));
+        let end = Instant::now() + PATIENCE;
+        let pass = || {
+            assert!(Instant::now() < end, "{}", disk.show());
+            std::thread::sleep(LOOK);
+            disk.tick();
+        };
+        while !is_any_out_for(disk, 2 * LONG) {
+            assert!(!calm.is_now());
+            pass();
+            assert!(disk.oldest().is_some(), "limits are off");
+        }
+        // Others are looked at before it is.
+        calm.holds_until = Instant::now();
+        while !calm.is_now() {
+            pass();
+        }
+        assert!(disk.oldest().is_none() && calm.waits.lock().is_none());
+        drop((calm, bdev));
+        layer.del_disk(disk);
         threads.shutdown();
     }
 

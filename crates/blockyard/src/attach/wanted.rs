@@ -2,8 +2,9 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::Wish;
 use super::record::Record;
+use super::store::{Begun, Store};
+use super::{Fate, Standing, Wish};
 use crate::disks::identity::DiskIdentity;
 use crate::error::{Error, ErrorKind, Result};
 
@@ -36,6 +37,31 @@ impl Wanted {
         self.identity.same_disk(identity) && !(self.only_reads && only_reads)
     }
 
+    /// Notes that it is about to be attached, with that mark. Another one may have attached it, and died, since the `look` that came
+    /// before this process.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Busy`] if somebody was first, also if that one is gone and its device is not. It cannot be looked at what is on
+    /// record; the directory cannot be written to.
+    pub(super) fn begin(
+        &self,
+        store: &Store,
+        mark: u64,
+        look: impl FnOnce() -> Result<Vec<(Record, Standing)>>,
+    ) -> Result<Begun> {
+        let begun = store.begin(mark, self)?;
+        for (record, standing) in look()? {
+            let is_left = matches!(standing, Standing::Left(Fate::Recoverable | Fate::Unknown));
+            if is_left && self.identity.same_disk(&record.identity) {
+                let path = record.path();
+                let what =
+                    format!("the disk was attached as {path} by another daemon, which has died");
+                return Err(Error::new(ErrorKind::Busy, what).help("run the same command again"));
+            }
+        }
+        Ok(begun)
+    }
+
     /// Nobody who serves a disk has this one.
     ///
     /// # Errors
@@ -64,12 +90,44 @@ impl Wanted {
 
 #[cfg(test)]
 pub(super) mod tests {
+    use super::super::record::tests::record;
     use super::*;
 
     /// As of a process that attaches that disk.
     pub(in crate::attach) fn wanted(uri: &str) -> Wanted {
         let wish = Wish { uri: uri.into(), ..Wish::default() };
         Wanted::new(&wish, &DiskIdentity::of(&uri.parse().unwrap()).unwrap())
+    }
+
+    /// As while one waits for its server: what it has looked at is of before that.
+    #[test]
+    fn a_device_that_another_leaves_behind_meanwhile_is_seen() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::at(dir.path());
+        let disk = wanted("nbd://host/x");
+        let left = record(0, 1, "nbd://host/x");
+        drop(store.save(&left).unwrap());
+        let with = |fate: Fate, record: &Record| {
+            let found = vec![(record.clone(), Standing::Left(fate))];
+            disk.begin(&store, 2, || Ok(found)).map(drop)
+        };
+        for fate in [Fate::Recoverable, Fate::Unknown] {
+            let refused = with(fate, &left).unwrap_err();
+            assert_eq!(refused.kind(), ErrorKind::Busy);
+            assert!(refused.to_string().contains("attached as /dev/nbd0"), "{refused}");
+            with(fate, &record(0, 1, "nbd://host/y")).unwrap();
+        }
+        // Nobody would go on with these.
+        for fate in [Fate::Lost, Fate::Unused] {
+            with(fate, &left).unwrap();
+        }
+        // Who is looked for is kept out until the look is over.
+        let second = wanted("nbd://host/x");
+        let look = || {
+            assert_eq!(store.begin(3, &second).unwrap_err().kind(), ErrorKind::Busy);
+            Ok(Vec::new())
+        };
+        drop(disk.begin(&store, 2, look).unwrap());
     }
 
     #[test]

@@ -314,7 +314,7 @@ impl Yard {
 
     /// Whether there was an export of that name, and its disk may not have done with its clients.
     pub(crate) fn has_removed(&self, kind: &str, name: &str) -> bool {
-        exports::known(kind).is_some_and(|kind| self.removed.in_flight(kind, name).is_some())
+        exports::known(kind).is_some_and(|kind| self.removed.has(kind, name))
     }
 
     /// Changes a disk while it is used. It may take a while, as files are made longer for certain.

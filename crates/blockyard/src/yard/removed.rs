@@ -44,10 +44,21 @@ impl Removed {
         count
     }
 
-    /// How many requests of its clients its disk still has; none if there was no such export, or it left nothing.
+    /// How many requests of its clients its disk still has; none if there was no such export, or it left nothing. That they have
+    /// ended is told once.
     pub(super) fn in_flight(&self, kind: &ExportKind, name: &str) -> Option<usize> {
-        let removed = self.0.lock();
-        removed.iter().find(|it| it.is(kind, name)).map(|it| (it.in_flight)())
+        let mut removed = self.0.lock();
+        let at = removed.iter().position(|it| it.is(kind, name))?;
+        let count = removed.get(at).map(|it| (it.in_flight)());
+        if count == Some(0) {
+            removed.remove(at);
+        }
+        count
+    }
+
+    /// Whether there is something left to tell of an export of that name.
+    pub(super) fn has(&self, kind: &ExportKind, name: &str) -> bool {
+        self.0.lock().iter().any(|it| it.is(kind, name))
     }
 
     /// There are others of that name now, or their disk is gone.
@@ -101,6 +112,9 @@ mod tests {
         assert_eq!(removed.in_flight(&vhost_user_blk::KIND, "a"), None);
         count.store(0, Ordering::Relaxed);
         assert_eq!(removed.in_flight(&nbd::KIND, "a"), Some(0), "it is done");
+        assert_eq!(removed.in_flight(&nbd::KIND, "a"), None, "as one that never was");
+        count.store(1, Ordering::Relaxed);
+        note("a");
         removed.forget(|it| it.is(&nbd::KIND, "a"));
         assert_eq!(removed.in_flight(&nbd::KIND, "a"), None);
         // Their number has a bound.
