@@ -134,6 +134,7 @@ impl<D: Driver> Hctx<D> {
     /// Ends a request that the driver has not seen.
     fn end_unseen(&self, mut rq: Box<Rq<D>>, status: Status) -> Option<Box<Rq<D>>> {
         self.put_budget(&mut rq);
+        rq.unseen = true;
         rq.mark = None;
         Request::new(rq).end(status);
         None
