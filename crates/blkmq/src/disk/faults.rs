@@ -178,8 +178,8 @@ impl Disk {
         self.faults.control.lock().cache.is_some()
     }
 
-    /// Writes and flushes all that is held, and holds nothing any more: what comes later goes to the driver. Blocks as long as what
-    /// is out takes. [`Status::Again`]: a fault stalls some of that.
+    /// Writes and flushes all that is held, and holds nothing any more: what comes later goes to the driver. Blocks as long as
+    /// what is out takes. [`Status::Again`]: a fault stalls some of that.
     #[must_use]
     pub fn write_back(self: &Arc<Self>) -> Status {
         self.queue.start_freeze();
