@@ -190,6 +190,8 @@ fn receive(
     while let Some(request) = connection.poll_request() {
         disk.take(request, &window);
     }
+    // The disk has a copy of what was left in the window.
+    connection.set_pinned(0);
     connection.stash(&window[taken..len]);
     true
 }

@@ -28,7 +28,7 @@ pub struct FaultArgs {
     /// Name of the disk, as `list` shows it; PID:NAME if several daemons have a disk of that name.
     #[arg(value_name = "DISK")]
     pub disk: String,
-    /// Fault with its options, e.g. error=EIO op=write p=0.1; or list, clear [ID], release [ID] [default: list].
+    /// Fault with its options, e.g. error=EIO op=write p=0.1; or list, clear, clear ID, release, release ID [default: list].
     #[arg(value_name = "FAULT")]
     pub words: Vec<String>,
     /// Print JSON.

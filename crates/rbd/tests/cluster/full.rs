@@ -41,6 +41,7 @@ fn what_is_in_a_full_pool_can_be_removed() {
         })
         .unwrap();
         store.cluster().newest_map().await.unwrap();
+        live.create_snapshot("in a full pool").await.unwrap();
         // It waits for space, and stops nobody else.
         let live = Arc::new(live);
         let writer = Arc::clone(&live);
@@ -49,7 +50,6 @@ fn what_is_in_a_full_pool_can_be_removed() {
         let a_while = std::time::Duration::from_secs(1);
         assert!(tokio::time::timeout(a_while, &mut waits).await.is_err(), "there is no space");
         assert_eq!(live.read(0, 4096).await.unwrap(), [2; 4096]);
-        live.create_snapshot("in a full pool").await.unwrap();
         live.remove_snapshot("in a full pool").await.unwrap();
         remove_from_trash(&store, &id).await.unwrap();
         // The clone needs it, and takes it along.
