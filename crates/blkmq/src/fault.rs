@@ -19,7 +19,7 @@ use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use smallvec::SmallVec;
 
-pub(crate) use cache::{Begun, Page, WriteCache};
+pub(crate) use cache::{Begun, Durable, Page, WriteCache};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::limits::Features;

@@ -44,6 +44,8 @@ pub(crate) struct Rq<D: Driver> {
     pub(crate) delivered: u64,
     /// A driver has seen it, and handed it back.
     pub(crate) begun: bool,
+    /// It ends, and no driver has seen it: a fault has ended it.
+    pub(crate) unseen: bool,
     /// A scheduler gave it out, and is to be told of its end.
     pub(crate) scheduled: bool,
     /// The driver's budget was asked for it already.
@@ -88,6 +90,7 @@ impl<D: Driver> Rq<D> {
             status: Status::Ok,
             delivered: 0,
             begun: false,
+            unseen: false,
             scheduled: false,
             budgeted: false,
             mark: None,
@@ -110,6 +113,7 @@ impl<D: Driver> Rq<D> {
         self.status = Status::Ok;
         self.delivered = 0;
         self.begun = false;
+        self.unseen = false;
         self.scheduled = false;
         self.mark = None;
         self.start_ns = now_ns;

@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use super::{Disk, Event};
 use crate::error::{Error, ErrorKind, Result};
 use crate::fault::{
-    Control, FaultCounts, FaultInfo, FaultKind, FaultSet, FaultSpec, Rule, WriteCache,
+    Control, Durable, FaultCounts, FaultInfo, FaultKind, FaultSet, FaultSpec, Rule, WriteCache,
 };
 use crate::limits::Features;
 use crate::op::Status;
@@ -39,9 +39,9 @@ impl Disk {
             let rule = control.add(spec, self.size_bytes(), now_ns)?;
             if let FaultKind::Volatile { max_bytes } = kind {
                 let features = self.limits().features;
-                let flushes_driver = features.contains(Features::WRITE_CACHE);
+                let durable = Durable::by(features);
                 control.features = Some(features);
-                control.cache = Some(Arc::new(WriteCache::new(max_bytes, flushes_driver)));
+                control.cache = Some(Arc::new(WriteCache::new(max_bytes, durable)));
                 // Before: what is flushed has to get there.
                 let features = (features | Features::WRITE_CACHE) - Features::NO_FLUSH;
                 self.queue.set_features(features);
@@ -178,8 +178,8 @@ impl Disk {
         self.faults.control.lock().cache.is_some()
     }
 
-    /// Writes and flushes all that is held, and holds nothing any more: what comes later goes to the driver. Blocks as long as what
-    /// is out takes. [`Status::Again`]: a fault stalls some of that.
+    /// Writes and flushes all that is held, and holds nothing any more: what comes later goes to the driver. Blocks as long as
+    /// what is out takes. [`Status::Again`]: a fault stalls some of that.
     #[must_use]
     pub fn write_back(self: &Arc<Self>) -> Status {
         self.queue.start_freeze();

@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::Mutex;
 
+use crate::limits::Features;
 use crate::units::{SECTOR_SIZE, Sector};
 
 /// Sectors of a page.
@@ -40,6 +41,29 @@ pub(crate) enum Begun {
     Late,
 }
 
+/// What makes durable what a flush has written to the driver.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Durable {
+    /// It is.
+    Always,
+    /// Each of the writes is.
+    Fua,
+    /// A flush of the driver.
+    Flush,
+}
+
+impl Durable {
+    pub(crate) fn by(features: Features) -> Self {
+        if features.contains(Features::WRITE_CACHE) {
+            Self::Flush
+        } else if features.contains(Features::NO_FLUSH | Features::FUA) {
+            Self::Fua
+        } else {
+            Self::Always
+        }
+    }
+}
+
 #[derive(Default)]
 struct Held {
     /// Written, and not taken by a flush.
@@ -56,8 +80,7 @@ struct Held {
 
 pub(crate) struct WriteCache {
     max_pages: usize,
-    /// The driver has a cache of its own, which is to be flushed then.
-    pub(crate) flushes_driver: bool,
+    pub(crate) durable: Durable,
     /// It was told that there was no room.
     is_told: AtomicBool,
     held: Mutex<Held>,
@@ -92,11 +115,11 @@ fn copy_page(page: &Page, sectors: Range<usize>, into: &mut [u8]) -> bool {
 }
 
 impl WriteCache {
-    pub(crate) fn new(max_bytes: u64, flushes_driver: bool) -> Self {
+    pub(crate) fn new(max_bytes: u64, durable: Durable) -> Self {
         let max_pages = usize::try_from(max_bytes / PAGE_BYTES as u64).unwrap_or(usize::MAX);
         Self {
             max_pages: max_pages.max(1),
-            flushes_driver,
+            durable,
             is_told: AtomicBool::new(false),
             held: Mutex::default(),
         }

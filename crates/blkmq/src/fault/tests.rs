@@ -136,7 +136,7 @@ fn what_cannot_be_is_refused() {
 fn run_cache(seed_of: &str) {
     const SECTORS: u64 = 64;
     let mut rng = rng(seed_of);
-    let cache = WriteCache::new(u64::MAX, true);
+    let cache = WriteCache::new(u64::MAX, Durable::Flush);
     let size = usize::try_from(SECTORS * SECTOR_SIZE).unwrap();
     let (mut disk, mut seen) = (vec![0; size], vec![0; size]);
     for step in 1..=2000_u32 {
@@ -204,7 +204,7 @@ fn a_cache_is_what_was_written_over_what_was_flushed() {
 
 #[test]
 fn the_last_block_of_a_disk_is_held_whole_and_its_padding_is_zero() {
-    let cache = WriteCache::new(u64::MAX, true);
+    let cache = WriteCache::new(u64::MAX, Durable::Flush);
     let page = |byte: u8| vec![byte; 4096];
     assert!(cache.write(Sector(0), 4096, Some(&page(1))));
     assert_eq!(cache.begin_flush(1), Begun::Yes);
@@ -221,7 +221,7 @@ fn the_last_block_of_a_disk_is_held_whole_and_its_padding_is_zero() {
 
 #[test]
 fn a_cache_holds_no_more_than_it_may() {
-    let cache = WriteCache::new(8192, true);
+    let cache = WriteCache::new(8192, Durable::Flush);
     assert!(cache.write(Sector(0), 4096, None) && cache.write(Sector(8), 4096, None));
     assert!(cache.write(Sector(4), 4096, None), "it is there already");
     assert!(!cache.write(Sector(12), 4096, None));

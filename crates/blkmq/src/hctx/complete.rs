@@ -22,7 +22,8 @@ impl<D: Driver> Hctx<D> {
         let part = rq.bios.front().map_or(Status::Ok, |bio| bio.status);
         let status = if status.is_ok() { part } else { status };
         let mut todo = Todo::default();
-        let has_failed = !status.is_ok() && matches!(rq.role, Role::Flush { .. });
+        // Nothing is lost for good by a flush that a fault has ended.
+        let has_failed = !status.is_ok() && !rq.unseen && matches!(rq.role, Role::Flush { .. });
         if has_failed && self.shared.driver.loses_by_flush(status) {
             self.shared.flush_failed();
         }

@@ -118,7 +118,7 @@ impl<D: Driver> Hctx<D> {
     pub(crate) fn fail_held(&self, status: Status) {
         let held = std::mem::take(&mut self.state.lock().held);
         for Held { mut rq, .. } in held {
-            rq.mark = None;
+            (rq.mark, rq.unseen) = (None, true);
             Request::new(rq).end(status);
         }
     }

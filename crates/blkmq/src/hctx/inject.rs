@@ -10,7 +10,7 @@ use super::held::Until;
 use super::stand_in::{Aside, answer, cache_write, fill, first_of, memory, stand_in};
 use crate::bio::{Bio, Extent};
 use crate::driver::Driver;
-use crate::fault::{Act, Begun, FaultKind, FaultSet, Page, Plan, Wait, WriteCache};
+use crate::fault::{Act, Begun, Durable, FaultKind, FaultSet, Page, Plan, Wait, WriteCache};
 use crate::limits::Limits;
 use crate::op::{Flags, Op, Status};
 use crate::request::{Request, Role, Rq};
@@ -134,6 +134,7 @@ impl<D: Driver> Hctx<D> {
     /// Ends a request that the driver has not seen.
     fn end_unseen(&self, mut rq: Box<Rq<D>>, status: Status) -> Option<Box<Rq<D>>> {
         self.put_budget(&mut rq);
+        rq.unseen = true;
         rq.mark = None;
         Request::new(rq).end(status);
         None
@@ -309,14 +310,16 @@ impl<D: Driver> Hctx<D> {
                         return Step::Over(rq, Status::Resource);
                     };
                     fill(&memory, &bytes);
+                    let is_fua = cache.durable == Durable::Fua;
                     let next = sector + Sector(bytes.len() as u64 / SECTOR_SIZE);
                     mark.stage = Stage::Writes(cache, next);
                     stand_in(&mut rq, Some(Bio::with_data(Op::Write, sector, memory)));
+                    rq.flags.set(Flags::FUA, is_fua);
                     rq.mark = Some(mark);
                     return Step::Issue(rq);
                 }
-                let flushes = cache.flushes_driver;
-                (cache, !flushes)
+                let is_durable = cache.durable != Durable::Flush;
+                (cache, is_durable)
             }
             Stage::Flush(cache) => (Arc::clone(cache), true),
             _ => unreachable!("only flushes have steps"),

@@ -2,6 +2,7 @@
 
 use std::num::NonZeroU64;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use blockyard_blkmq::{
@@ -89,6 +90,25 @@ fn an_error_is_for_what_it_names_and_the_driver_does_not_see_it() {
     rig.disk.clear_fault(info.id).unwrap();
     assert_eq!(rig.disk.clear_fault(info.id).unwrap_err().kind(), ErrorKind::NotFound);
     assert!(rig.disk.faults().is_empty());
+    rig.tear_down();
+}
+
+/// Devices keep for good that a flush has failed.
+#[test]
+fn a_flush_that_a_fault_has_ended_is_not_one_that_has_failed_below() {
+    let rig = rig();
+    let failed = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&failed);
+    rig.disk.on_failed_flush(Box::new(move || _ = count.fetch_add(1, Ordering::SeqCst)));
+    rig.disk.add_fault(FaultSpec { ops: FaultOps::FLUSH, ..error() }).unwrap();
+    rig.submit(0, Bio::flush());
+    rig.disk.clear_faults().unwrap();
+    rig.disk.add_fault(FaultSpec::new(FaultKind::Stall)).unwrap();
+    rig.submit(0, Bio::flush());
+    rig.disk.add_fault(FaultSpec::new(FaultKind::PowerCut)).unwrap();
+    assert_eq!(ended(&rig), [(0, Status::Medium), (0, Status::Io)]);
+    assert_eq!(failed.load(Ordering::SeqCst), 0);
+    rig.disk.clear_faults().unwrap();
     rig.tear_down();
 }
 

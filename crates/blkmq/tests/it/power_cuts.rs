@@ -52,6 +52,27 @@ fn a_flush_that_lies_flushes_nothing_and_a_power_cut_shows_it() {
     }
 }
 
+/// As a server that has FUA, and no flush.
+#[test]
+fn what_is_flushed_is_durable_on_a_driver_that_has_no_flush() {
+    let rig = rig_of(Features::NO_FLUSH | Features::FUA, TagSetConfig::default());
+    rig.disk.add_fault(FaultSpec::new(FaultKind::Volatile { max_bytes: 1 << 20 })).unwrap();
+    let there = |at: usize, byte: u8| {
+        let left = rig.script.power_cut(0);
+        left[at * SECTOR..][..64 * SECTOR].iter().all(|&it| it == byte)
+    };
+    rig.submit(0, write(0, 64, 1));
+    rig.submit(0, Bio::flush());
+    assert!(there(0, 1));
+    rig.submit(0, write(64, 64, 2).with_flags(Flags::FUA));
+    assert!(there(64, 2));
+    rig.submit(0, write(0, 64, 3));
+    rig.disk.clear_faults().unwrap();
+    assert!(there(0, 3));
+    assert!(ended(&rig).iter().all(|(_, status)| status.is_ok()));
+    rig.tear_down();
+}
+
 #[test]
 fn what_is_written_through_is_kept_and_what_does_not_fit_is_refused() {
     let rig = rig_of(

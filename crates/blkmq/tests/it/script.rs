@@ -434,7 +434,9 @@ impl Script {
         let image = images.get_mut(&taken.disk).expect("the disk has an image");
         let rq = &mut taken.rq;
         let (at, len) = (rq.offset() as usize, len as usize);
-        let cached = self.config.lock().limits.features.contains(Features::WRITE_CACHE);
+        // What has no flush may have a cache.
+        let volatile = Features::WRITE_CACHE | Features::NO_FLUSH;
+        let cached = self.config.lock().limits.features.intersects(volatile);
         let durable = !cached || rq.flags().contains(Flags::FUA);
         match rq.op() {
             Op::Read => rq.deliver(Segment::from_vec(image.now[at..at + len].to_vec())),
