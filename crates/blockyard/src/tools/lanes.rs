@@ -156,8 +156,8 @@ pub(super) fn run<P: Send + 'static>(
                     state.given_up.store(true, Ordering::Release);
                     session.abandon();
                 }
-                // A piece may take a few requests, one after the other. A server may never answer one of them, and what others ask
-                // meanwhile is let in with these: so not all the time.
+                // A piece may take a few requests, one after the other. A server may never answer one of them, and what others
+                // ask meanwhile is let in with these: so not all the time.
                 if waited >= admit_after {
                     admit_after *= 2;
                     disks.iter().for_each(|disk| disk.admit_kept());

@@ -174,7 +174,8 @@ mod tests {
                     let write = Bio::new(Op::WriteZeroes, Sector(0), 4096);
                     bdev.submit(0, write.on_end(Arc::new(drop::<Box<Bio>>)));
                 }
-                tokio::time::sleep(Duration::from_millis(1)).await;
+                blockyard_conformance::pause();
+                tokio::task::yield_now().await;
             }
             end.notify_one();
         };
