@@ -102,6 +102,8 @@ pub(crate) struct State<D: Driver> {
     gate: Option<Box<Gate>>,
     /// For how long at most, also if there is one later.
     longest_wait_ns: u64,
+    /// What came until then is not kept at all.
+    admitted_until_ns: u64,
     /// The writes that are out, once there are locks which they may have to be kept from.
     pub(crate) writes: Option<Box<WritesOut>>,
     /// Whether it is in the queues for ordinary and for reserved tags.
@@ -198,6 +200,7 @@ impl<D: Driver> Hctx<D> {
             waiting: Waiting::default(),
             gate: None,
             longest_wait_ns: NEVER,
+            admitted_until_ns: 0,
             writes: None,
             waits_for_tag: [false; 2],
             later: VecDeque::new(),

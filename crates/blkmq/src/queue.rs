@@ -191,6 +191,8 @@ pub(crate) trait Queue: Send + Sync {
     /// One of its groups has other limits.
     fn throttle_changed(&self);
     fn set_longest_wait(&self, longest_ns: u64);
+    /// Lets in what has come by now.
+    fn admit_kept(&self);
     /// Lets in what may not wait any longer.
     fn admit_due(&self);
     /// How long ago the oldest of what has not ended was asked.
@@ -594,6 +596,12 @@ impl<D: Driver> Queue for RequestQueue<D> {
 
     fn set_longest_wait(&self, longest_ns: u64) {
         self.hctxs.iter().for_each(|hctx| hctx.set_longest_wait(longest_ns));
+    }
+
+    fn admit_kept(&self) {
+        let now_ns = self.shared.clock.now_ns();
+        self.hctxs.iter().for_each(|hctx| hctx.set_admitted_until(now_ns));
+        self.admit_due();
     }
 
     fn admit_due(&self) {

@@ -104,6 +104,12 @@ impl Disk {
         limit
     }
 
+    /// Lets in what has come by now, whatever its limits, also what has not got as far as those yet: for who waits until that has
+    /// ended, and asks for nothing more. What comes later is kept as ever. It is paid for as with [`Disk::limit_waits`].
+    pub fn admit_kept(&self) {
+        self.queue.admit_kept();
+    }
+
     /// How long ago it was asked for the oldest of what it has not answered: whatever that waits for, its limits, a fault, a tag,
     /// a lock or the driver, and however it is cut.
     #[must_use]

@@ -162,13 +162,21 @@ pub(super) struct Gate {
     looked_ns: u64,
     /// For how long a bio waits at most.
     longest_ns: u64,
+    /// What came until then does not wait.
+    admitted_until_ns: u64,
 }
 
 impl Gate {
-    fn new(groups: Vec<Arc<ThrottleGroup>>, longest_ns: u64) -> Self {
+    fn new(groups: Vec<Arc<ThrottleGroup>>, longest_ns: u64, admitted_until_ns: u64) -> Self {
         let line = || Line { accounts: vec![Account::default(); groups.len()], ..Line::default() };
         let lines = [line(), line()];
-        Self { groups, lines, looked_ns: 0, longest_ns }
+        Self { groups, lines, looked_ns: 0, longest_ns, admitted_until_ns }
+    }
+
+    /// Whether a bio has waited for as long as any may.
+    fn is_admitted(&self, bio: &Bio, now_ns: u64) -> bool {
+        bio.came_ns <= self.admitted_until_ns
+            || now_ns.saturating_sub(bio.came_ns) >= self.longest_ns
     }
 
     /// Gives back what may go on, and keeps what has to wait.
@@ -180,7 +188,7 @@ impl Gate {
     ) -> Option<Arrival> {
         let way = Way::of(arrival.bio.op).filter(|_| !arrival.bio.inside && !arrival.bio.paid);
         let Some(way) = way else { return Some(arrival) };
-        if self.longest_ns == 0 {
+        if self.longest_ns == 0 || arrival.bio.came_ns <= self.admitted_until_ns {
             self.owe(&arrival.bio, now_ns);
             return Some(arrival);
         }
@@ -203,12 +211,12 @@ impl Gate {
 
     /// The next one of a line that may go on.
     fn next(&mut self, way: Way, now_ns: u64) -> Option<Arrival> {
-        let line = &mut self.lines[way as usize];
-        let arrival = line.waiting.pop_front()?;
-        if now_ns.saturating_sub(arrival.bio.came_ns) >= self.longest_ns {
+        let arrival = self.lines[way as usize].waiting.pop_front()?;
+        if self.is_admitted(&arrival.bio, now_ns) {
             self.owe(&arrival.bio, now_ns);
             return Some(arrival);
         }
+        let line = &mut self.lines[way as usize];
         if let Err(due_ns) = line.pay(&self.groups, way, &arrival.bio, now_ns) {
             line.due_ns = due_ns;
             line.waiting.push_front(arrival);
@@ -268,6 +276,15 @@ impl<D: Driver> Hctx<D> {
         }
     }
 
+    /// Nothing that has come by then is kept any longer. What has been is let in when the gate is opened.
+    pub(crate) fn set_admitted_until(&self, time_ns: u64) {
+        let mut st = self.lock();
+        st.admitted_until_ns = time_ns;
+        if let Some(gate) = &mut st.gate {
+            gate.admitted_until_ns = time_ns;
+        }
+    }
+
     /// Lets in what may go on by now.
     pub(crate) fn admit_due(self: &Arc<Self>) {
         let mut todo = Todo::default();
@@ -286,9 +303,9 @@ impl<D: Driver> Hctx<D> {
             let now_ns = self.shared.clock.now_ns();
             let mut st = self.lock();
             let kept = st.take_kept();
-            let longest_ns = st.longest_wait_ns;
-            st.gate =
-                (!groups.is_empty()).then(|| Box::new(Gate::new(groups.to_vec(), longest_ns)));
+            let (longest_ns, until_ns) = (st.longest_wait_ns, st.admitted_until_ns);
+            let gate = || Box::new(Gate::new(groups.to_vec(), longest_ns, until_ns));
+            st.gate = (!groups.is_empty()).then(gate);
             for arrival in kept {
                 self.enter(&mut st, arrival, now_ns, &mut todo);
             }

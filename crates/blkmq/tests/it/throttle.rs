@@ -378,6 +378,30 @@ fn a_change_of_one_limit_gives_no_more_of_another() {
     rig.tear_down();
 }
 
+#[test]
+fn what_is_admitted_is_what_has_come_and_nothing_later() {
+    let rig = rig(2);
+    let limits = Throttle { iops: rate(1), ..Throttle::default() };
+    let _group = limit(&rig.disk, limits);
+    let read = |cpu| rig.submit(cpu, Bio::new(Op::Read, Sector(0), 512));
+    rig.clock.advance_ms(1000);
+    (0..10).for_each(|at| read(at % 2));
+    rig.clock.advance_ms(1);
+    rig.disk.admit_kept();
+    assert_eq!((rig.ends.take().len(), rig.disk.oldest()), (10, None));
+    rig.clock.advance_ms(1);
+    (0..10).for_each(|at| read(at % 2));
+    rig.clock.advance_ms(500);
+    rig.disk.tick();
+    assert_eq!(rig.ends.take().len(), 0, "they pay for what was admitted");
+    // Others than those that it came under.
+    limit(&rig.disk, limits);
+    let at_once = rig.ends.take().len();
+    rig.disk.admit_kept();
+    assert_eq!((at_once + rig.ends.take().len(), rig.disk.oldest()), (10, None));
+    rig.tear_down();
+}
+
 /// Also what comes later, with the limits that there are by then, as long as there is somebody who cannot wait for longer.
 #[test]
 fn nothing_waits_for_longer_than_who_waits_for_it_can() {

@@ -124,8 +124,8 @@ impl Calm {
             && self.source.server.clients().len() >= self.connections
             && Instant::now() >= self.holds_until;
         let is_calm = is_whole && !is_any_out_for(disk, LONG);
-        // What the limits of the disk keep so long is let in, once that is all that is missing: it ends, and others of its kind have
-        // a moment to come.
+        // What the limits of the disk keep so long is let in, once that is all that is missing: it ends, and others of its kind
+        // have a moment to come.
         let mut waits = self.waits.lock();
         if is_whole && !is_calm {
             waits.get_or_insert_with(|| disk.limit_waits(LONG));
@@ -532,7 +532,7 @@ mod tests {
         let end = Instant::now() + PATIENCE;
         let pass = || {
             assert!(Instant::now() < end, "{}", disk.show());
-            std::thread::sleep(LOOK);
+            blockyard_conformance::pause();
             disk.tick();
         };
         while !is_any_out_for(disk, 2 * LONG) {

@@ -303,9 +303,18 @@ impl Yard {
             self.disk(&plan.disk).into_iter().collect()
         };
         let no_waits = disks.iter().map(|open| open.disk().limit_waits(Duration::ZERO));
-        let _no_waits: Vec<_> = no_waits.collect();
+        let no_waits: Vec<_> = no_waits.collect();
         export.stop();
-        let ended = export.end(self.grace() / 2, self.grace()).await;
+        let (clients, grace) = (self.grace() / 2, self.grace());
+        let mut ending = export.end(clients, grace);
+        let ended = match tokio::time::timeout(clients, &mut ending).await {
+            Ok(ended) => ended,
+            // They have had their time. What they have asked for is let in by now, and the limits are there for all others.
+            Err(_) => {
+                drop(no_waits);
+                ending.await
+            }
+        };
         let in_flight = self.removed.note(&plan, &*export);
         let (kind, name) = (plan.kind.name.into(), plan.name.clone());
         self.events.push(Event::ExportRemoved { kind, name });

@@ -73,10 +73,18 @@ mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
     use std::time::Duration;
 
+    use blockyard_blkmq::{Bio, Op, OpenMode, Sector};
+    use tokio::sync::Notify;
+
     use super::*;
     use crate::error::Result;
     use crate::exports::{Doing, nbd, vhost_user_blk};
+    use crate::yard::plan::NbdPlan;
     use crate::yard::report::Served;
+    use crate::yard::{Yard, YardExport};
+
+    /// How long anything may take.
+    const PATIENCE: Duration = Duration::from_secs(60);
 
     /// So many requests are at its disk.
     struct Left(Arc<AtomicUsize>);
@@ -124,5 +132,59 @@ mod tests {
         assert_eq!(removed.in_flight(&nbd::KIND, &MAX_REMOVED.to_string()), Some(1));
         removed.forget(|it| it.disk == "disk");
         assert!(removed.0.lock().is_empty());
+    }
+
+    /// Ends when it is told to, as one whose clients have files open.
+    struct Lingering(Arc<Notify>);
+
+    impl Export for Lingering {
+        fn start(&self) -> Result<()> {
+            Ok(())
+        }
+
+        fn end(&self, _clients: Duration, _grace: Duration) -> Doing<'_, Result<()>> {
+            Box::pin(async {
+                self.0.notified().await;
+                Ok(())
+            })
+        }
+
+        fn report(&self) -> Served {
+            Served::default()
+        }
+    }
+
+    /// What its clients have asked for is let in by then.
+    #[tokio::test]
+    async fn limits_are_there_again_for_others_while_an_export_lingers() {
+        let yard = Yard::start(1, &NbdPlan::default()).unwrap();
+        yard.give_grace(Duration::from_millis(200));
+        let plan = "null:1M?write_bps=1&name=a".parse().unwrap();
+        yard.add_disk(plan, false, None).await.unwrap();
+        let disk = Arc::clone(yard.disk("a").unwrap().disk());
+        let bdev = disk.open(None, OpenMode::ReadWrite).unwrap();
+        let end = Arc::new(Notify::new());
+        let export: Arc<dyn Export> = Arc::new(Lingering(Arc::clone(&end)));
+        let plan = Arc::new(ExportPlan::new(&nbd::KIND, "a", "e"));
+        yard.inside.write().exports.push(YardExport { plan, export, only_reads: false });
+        let others = async {
+            // One after the other, until one has been kept for a second.
+            while disk.oldest() < Some(Duration::from_secs(1)) {
+                if disk.oldest().is_none() {
+                    let write = Bio::new(Op::WriteZeroes, Sector(0), 4096);
+                    bdev.submit(0, write.on_end(Arc::new(drop::<Box<Bio>>)));
+                }
+                blockyard_conformance::pause();
+                tokio::task::yield_now().await;
+            }
+            end.notify_one();
+        };
+        let removing = yard.remove_export(&nbd::KIND, "e", None);
+        let both = async { tokio::join!(removing, others) };
+        let (removed, ()) =
+            tokio::time::timeout(PATIENCE, both).await.expect("the disk has no limits");
+        assert_eq!(removed.unwrap(), 0);
+        drop((bdev, disk));
+        yard.end(PATIENCE).await.into_result().unwrap();
     }
 }

@@ -170,6 +170,35 @@ fn a_queue_that_is_stopped_does_not_wait_for_limits() {
     assert_eq!((driver.used_index(0), driver.bytes(DATA - 8, 1).to_vec()[0]), (1, OK));
 }
 
+/// It would have no limits, with as many writes in flight at each reset as it has room for.
+#[test]
+fn a_queue_that_is_stopped_again_and_again_keeps_to_its_limits() {
+    let disk = ram(Ram::limits());
+    let slow = NonZeroU64::new(1).map(|per_second| Rate { per_second, burst: None });
+    let limits = Throttle { write_bps: slow, ..Throttle::default() };
+    disk.set_throttle(vec![ThrottleGroup::new(limits)]);
+    let served = Served::with(Arc::clone(&disk), |export| export);
+    let mut driver = FrontEnd::started(&served.socket(), ALL);
+    let begun = Instant::now();
+    driver.chain(OUT, 0, 4096);
+    driver.offer(0, 0);
+    driver.kick(0);
+    for round in 0..2_u32 {
+        while disk.oldest().is_none() {
+            assert!(begun.elapsed() < PATIENCE, "{}", disk.show());
+            pause();
+        }
+        let state = VringState { index: 0, num: round + 1 };
+        let stopped = driver.ask(&Message::GetVringBase(VringState { num: 0, ..state }));
+        assert_eq!(stopped, Reply::Base(state));
+        // It is taken when the queue is started.
+        driver.offer(0, 0);
+        driver.start_queue(0, round + 1);
+    }
+    // From the first on, which has not waited.
+    assert!(begun.elapsed().as_secs() >= 10, "{:?}", begun.elapsed());
+}
+
 #[test]
 fn without_a_flush_writes_are_durable_at_once() {
     let limits =

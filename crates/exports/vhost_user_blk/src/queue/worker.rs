@@ -5,18 +5,19 @@
 //! disk, or the session.
 
 use std::future::poll_fn;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::mpsc::SyncSender;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use blockyard_blkmq::WaitLimit;
 use blockyard_sys::EventWatch;
 use blockyard_sys::spin::{Arrival, SpinPolicy};
 use blockyard_vhost_user_backend::{Events, Setup};
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 use tokio::sync::mpsc::error::TryRecvError;
+use tokio::time::Sleep;
 
 use super::io::{Io, LostWrites};
 use super::serving::{BATCH, Fault, SMALL_BATCH, Serving};
@@ -30,6 +31,10 @@ const TURNS: u32 = 32;
 /// To look at a ring costs no system call, so that it is worth while however many requests come at a time.
 const ONE: usize = 1;
 
+/// The limits of the disk give way to a stop no more often than that: a guest that resets its device again and again would have
+/// none.
+const ADMIT_PAUSE: Duration = Duration::from_secs(10);
+
 pub(super) struct Worker {
     device: Arc<Device>,
     cpu: usize,
@@ -40,7 +45,11 @@ pub(super) struct Worker {
     abandoned: bool,
     serving: Option<Serving>,
     /// Nothing is taken any more; who asked for it waits until nothing is in flight.
-    stop: Option<(SyncSender<Answer>, WaitLimit)>,
+    stop: Option<SyncSender<Answer>>,
+    /// Until then the limits of the disk keep what they keep, also of a queue that is to stop.
+    keeps_until: Option<Instant>,
+    /// While a stop waits.
+    admit: Option<Pin<Box<Sleep>>>,
     io: Io,
     /// It was full when the driver was to be asked for more.
     is_full: bool,
@@ -67,6 +76,8 @@ impl Worker {
             abandoned: false,
             serving: None,
             stop: None,
+            keeps_until: None,
+            admit: None,
             io,
             is_full: false,
             spin: SpinPolicy::default(),
@@ -123,9 +134,8 @@ impl Worker {
     fn obey(&mut self, Envelope { command, reply }: Envelope) {
         let done = match command {
             Command::Stop => {
-                // Its front-end waits for that, with all that it is.
-                let no_waits = self.device.export.bdev.disk().limit_waits(Duration::ZERO);
-                self.stop = Some((reply, no_waits));
+                self.stop = Some(reply);
+                self.admit_kept();
                 return;
             }
             Command::Start(setup) => self.start(*setup),
@@ -139,6 +149,24 @@ impl Worker {
         };
         // The session waits for it, unless it has ended.
         let _ = reply.send(done.map(|()| 0));
+    }
+
+    /// Lets in what the limits of the disk keep of what is in flight, now or when it may: the front-end waits for that, with all
+    /// that it is. Others keep to them.
+    fn admit_kept(&mut self) {
+        if self.io.outstanding == 0 {
+            return;
+        }
+        let now = Instant::now();
+        let again = match self.keeps_until {
+            Some(until) if until > now => until,
+            _ => {
+                self.device.export.bdev.disk().admit_kept();
+                *self.keeps_until.insert(now + ADMIT_PAUSE)
+            }
+        };
+        // Also what has waited for memory since.
+        self.admit = Some(Box::pin(tokio::time::sleep_until(again.into())));
     }
 
     fn start(&mut self, setup: Setup) -> Result<(), CommandError> {
@@ -272,7 +300,8 @@ impl Worker {
         if self.io.outstanding > 0 {
             return;
         }
-        if let Some((reply, _no_waits)) = self.stop.take() {
+        if let Some(reply) = self.stop.take() {
+            self.admit = None;
             let base = self.serving.take().map_or(0, |serving| serving.ring.next_available());
             // As in `obey`.
             let _ = reply.send(Ok(base));
@@ -341,6 +370,13 @@ impl Worker {
                 Some(envelope) => self.obey(envelope),
                 None => self.abandoned = true,
             }
+            return Poll::Ready(());
+        }
+        if let Some(admit) = &mut self.admit
+            && admit.as_mut().poll(cx).is_ready()
+        {
+            self.admit = None;
+            self.admit_kept();
             return Poll::Ready(());
         }
         let Some(serving) = self.active() else { return Poll::Pending };
