@@ -37,12 +37,12 @@ impl Wanted {
         self.identity.same_disk(identity) && !(self.only_reads && only_reads)
     }
 
-    /// Notes that it is about to be attached, with that mark. Another one may have attached it, and died, since the `look` that came
-    /// before this process.
+    /// Notes that it is about to be attached, with that mark. Another one may have attached it, and died, since the `look` that
+    /// came before this process.
     ///
     /// # Errors
-    /// [`ErrorKind::Busy`] if somebody was first, also if that one is gone and its device is not. It cannot be looked at what is on
-    /// record; the directory cannot be written to.
+    /// [`ErrorKind::Busy`] if somebody was first, also if that one is gone and its device is not. It cannot be looked at what is
+    /// on record; the directory cannot be written to.
     pub(super) fn begin(
         &self,
         store: &Store,
