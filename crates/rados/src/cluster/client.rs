@@ -206,6 +206,7 @@ impl Client {
     /// Takes bytes of a stream.
     pub fn receive(&mut self, now: Instant, connection: ConnectionId, bytes: &[u8]) {
         if self.is_monitor(connection) {
+            self.objecter.heard_of_monitor(now);
             let result = self.mon.receive(now, bytes);
             self.settle(result);
             self.advance(now);
@@ -329,6 +330,7 @@ impl Client {
             mon::Event::Renewed => {}
             mon::Event::Failed(addr, error) => {
                 self.close_monitor();
+                self.objecter.session_with_monitor_ended();
                 self.events.push_back(Event::Lost(Peer::Monitor(addr), error));
             }
         }

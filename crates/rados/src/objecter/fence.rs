@@ -12,15 +12,31 @@ use std::time::{Duration, Instant};
 
 /// Ceph's EBLOCKLISTED, which is ESHUTDOWN.
 const EBLOCKLISTED: i32 = 108;
-/// Where maps were missed for this time by the monitors' clocks, an entry may have come and gone: an hour, less what the clocks
-/// of two monitors may differ by.
+/// Where maps were missed for this time by the monitors' clocks, from when the client last had the newest one, an entry may have
+/// come and gone: an hour, less what the clocks of two monitors may differ by.
 const FORGOTTEN: Duration = Duration::from_secs(3600 - 60);
 
 impl Objecter {
     /// Where the client is, as the monitors know it.
+    ///
+    /// There is a new session with a monitor, which is asked what the newest map is.
     pub fn set_own(&mut self, now: Instant, own: EntityAddr) {
         self.own = Some(own);
         self.fence_if_listed(now);
+        self.wait_anew(now);
+        self.ask_for_newest(now);
+    }
+
+    /// The session with a monitor is over.
+    pub const fn session_with_monitor_ended(&mut self) {
+        self.known.is_lost();
+    }
+
+    /// Something has come of the monitor, before it is looked at.
+    pub fn heard_of_monitor(&mut self, now: Instant) {
+        if !self.known.heard(now) {
+            self.ask_for_newest(now);
+        }
     }
 
     /// Whether the cluster keeps the client out, or has done so: every operation ends with EBLOCKLISTED.
@@ -32,10 +48,11 @@ impl Objecter {
     /// The map is that of another epoch: looks for the client in it.
     pub(super) fn look_at_blocklist(&mut self, now: Instant) {
         let map = &self.routes.map;
-        let looked_at = (map.epoch(), map.modified());
-        let (epoch, modified) = std::mem::replace(&mut self.looked_at, looked_at);
-        let has_gap = epoch > 0 && looked_at.0 > epoch.saturating_add(1);
-        let missed = looked_at.1.duration().saturating_sub(modified.duration());
+        let (epoch, modified) = (map.epoch(), map.modified());
+        let before = std::mem::replace(&mut self.looked_at, epoch);
+        let has_gap = before > 0 && epoch > before.saturating_add(1);
+        let missed = modified.duration().saturating_sub(self.known.until());
+        self.known.uses(now, epoch, modified);
         if has_gap && missed >= FORGOTTEN {
             return self.fence(now);
         }

@@ -3,11 +3,12 @@
 use super::admission::{Admission, ShareId};
 use super::config::Config;
 use super::event::{Completion, ConnectionId, Event};
+use super::known::Known;
 use super::operation::{Operation, Purpose};
 use super::routes::{Routes, Sensitivity, Verdict};
 use super::session::{IDLE, Session};
 use super::watches::Watch;
-use crate::encoding::{EntityAddr, Utime};
+use crate::encoding::EntityAddr;
 use crate::error::{Error, ErrorKind, Place, Result};
 use crate::maps::OsdMap;
 use crate::msgr::Spares;
@@ -29,15 +30,19 @@ pub struct Objecter {
     pub(super) own: Option<EntityAddr>,
     /// The cluster has kept it out, and nothing more is done: see `fence.rs`.
     pub(super) is_fenced: bool,
-    /// The epoch and the time of the last map in which the client was looked for on the blocklist.
-    pub(super) looked_at: (u32, Utime),
+    /// The epoch of the last map in which the client was looked for on the blocklist.
+    pub(super) looked_at: u32,
+    /// Until when it was the newest one.
+    pub(super) known: Known,
     /// How often in a row no map could be used, and when a whole one is asked for again.
     pub(super) map_failures: u32,
     pub(super) map_retry: Option<Instant>,
     /// From which epoch on maps were asked for last.
     pub(super) maps_wanted: Option<u32>,
-    /// Whether the newest epoch was asked for.
-    pub(super) newest_wanted: bool,
+    /// Since when the newest epoch is asked for, by one who has been there all the time.
+    pub(super) unanswered: Option<Instant>,
+    /// When something was heard of an OSD last.
+    pub(super) heard_of_osds: Option<Instant>,
     pub(super) sessions: BTreeMap<i32, Session>,
     pub(super) connections: BTreeMap<ConnectionId, i32>,
     pub(super) last_connection: u64,
@@ -78,11 +83,13 @@ impl Objecter {
             map_usable: 0,
             own: None,
             is_fenced: false,
-            looked_at: (0, Utime::default()),
+            looked_at: 0,
+            known: Known::default(),
             map_failures: 0,
             map_retry: None,
             maps_wanted: None,
-            newest_wanted: false,
+            unanswered: None,
+            heard_of_osds: None,
             sessions: BTreeMap::new(),
             connections: BTreeMap::new(),
             last_connection: 0,

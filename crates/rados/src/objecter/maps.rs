@@ -47,6 +47,7 @@ impl Objecter {
         if let Err(error) = &result {
             self.events.push_back(Event::MapUnusable(error.clone()));
             self.map_broken = true;
+            self.known.is_lost();
             self.want_whole(now);
         }
         result
@@ -97,7 +98,9 @@ impl Objecter {
             let map = whole_map(whole, said, maps.fsid)?;
             // With what came between unknown, an OSD may have forgotten any operation.
             self.routes.map = map;
-            self.map_broken = false;
+            if std::mem::take(&mut self.map_broken) {
+                self.ask_for_newest(now);
+            }
             self.look_at_blocklist(now);
             self.renewed(now, epoch > 0)?;
             self.map_failures = 0;
@@ -166,15 +169,17 @@ impl Objecter {
                 self.fail(now, tid, Error::new("finding the object", ErrorKind::NoPool));
             }
             Some(_) => {}
-            None => self.ask_for_newest(),
+            None => self.ask_for_newest(now),
         }
     }
 
     /// The newest map has this epoch, say the monitors to [`Event::WantNewest`].
     pub fn newest(&mut self, now: Instant, epoch: u32) {
-        self.newest_wanted = false;
+        self.unanswered = None;
+        let in_use = if self.map_broken { 0 } else { self.looked_at };
+        self.known.newest_is(now, epoch, in_use);
         // First: what follows may ask again, for streams of which this answer says nothing.
-        let waits = self.newest_is(epoch);
+        let waits = self.newest_is(now, epoch);
         let known = self.routes.map.epoch();
         let waiting = |op: &Operation| {
             known > 0 && op.aim.placed.is_none() && op.pool_missing_until.is_none()

@@ -23,6 +23,7 @@ mod config;
 mod confirm;
 mod event;
 mod fence;
+mod known;
 mod machine;
 mod maps;
 mod operation;

@@ -98,6 +98,7 @@ impl Objecter {
     pub(super) fn lose(&mut self, now: Instant, osd: i32, error: Error, close: bool) {
         let Some(session) = self.sessions.get_mut(&osd) else { return };
         let Some(connection) = session.connection_id() else { return };
+        let was_used = session.open().is_some();
         session.broke(now, error.clone());
         if let Some(deadline) = session.deadline() {
             earlier(&mut self.wake, deadline);
@@ -108,6 +109,9 @@ impl Objecter {
         }
         self.events.push_back(Event::SessionLost(osd, error));
         let unused = session.ops == 0;
+        if was_used {
+            self.wait_anew(now);
+        }
         for op in self.ops.values_mut().filter(|op| op.osd == Some(osd)) {
             op.sent = None;
         }
@@ -175,6 +179,7 @@ impl Objecter {
         receive: impl FnOnce(&mut msgr::Connection<ServiceAuth>) -> Result<()>,
     ) {
         let Some(&osd) = self.connections.get(&connection) else { return };
+        self.heard_of_osd(now);
         let Some(up) = self.sessions.get_mut(&osd).and_then(|it| it.connection(connection)) else {
             return;
         };

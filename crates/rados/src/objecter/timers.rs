@@ -2,7 +2,7 @@
 
 use super::machine::{Objecter, earlier};
 use super::operation::Operation;
-use super::session::{IDLE, Link, Session};
+use super::session::{IDLE, KEEPALIVE, Link, Session};
 use crate::error::{Error, ErrorKind};
 use std::time::Instant;
 
@@ -40,6 +40,8 @@ impl Objecter {
         self.expire_watches(now);
         self.expire_map(now);
         let due = self.sessions.values().filter_map(Session::deadline).min();
+        // An OSD that answers is asked again sooner than this one is given up.
+        let due = due.map(|at| at.min(now + KEEPALIVE.interval));
         for at in due.into_iter().chain(self.ops_wake).chain(self.map_retry) {
             earlier(&mut self.wake, at);
         }

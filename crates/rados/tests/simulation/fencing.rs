@@ -1,12 +1,13 @@
 //! Clients that were kept out of the cluster while they were away.
 
-use crate::world::World;
+use crate::world::{Process, World};
 use crate::{QUIET, calm, for_few_seeds, pass, run};
 use blockyard_rados::encoding::EntityAddr;
 use blockyard_rados::osd::OpFlags;
 use std::time::Duration;
 
 const HOUR: Duration = Duration::from_secs(3600);
+const HALF_A_MINUTE: Duration = Duration::from_secs(30);
 
 fn own(world: &World) -> EntityAddr {
     world.clients[0].machine.session().unwrap().own
@@ -97,12 +98,84 @@ fn what_a_client_had_in_flight_waits_for_maps_that_it_knows_of() {
         (world.is_cut_off, world.holds_maps) = (false, true);
         pass(&mut world, Duration::from_secs(300));
         assert_eq!(done(&world), 1);
+        // Another stream, of which nobody says anything.
+        world.monitors_are_silent = true;
+        for osd in 0..crate::world::OSDS {
+            world.break_all(Process::Osd(osd, 1));
+        }
+        pass(&mut world, Duration::from_secs(300));
+        assert_eq!(done(&world), 1);
         world.holds_maps = false;
         world.change_map(|model| model.affinities[0] = 0xfffe);
         run(&mut world, QUIET, |world| world.clients[0].pending.is_empty());
         assert_eq!(done(&world), 1);
         assert!(world.clients[0].machine.objecter().is_fenced());
     });
+}
+
+/// Nobody is forgotten in a few minutes, however old the map was that was the newest until then, and however many were missed.
+#[test]
+fn a_client_of_a_quiet_cluster_that_was_away_for_minutes_goes_on() {
+    for spoils in [false, true] {
+        for_few_seeds(|seed| {
+            // Hours are long.
+            if seed % 8 != u64::from(spoils) {
+                return;
+            }
+            let mut world = calm(seed);
+            world.chaos.kept_changes = 2;
+            world.submit_write(0, 1, "object1", None);
+            world.pump(0);
+            pass(&mut world, HOUR);
+            assert_eq!(done(&world), 1);
+            (world.is_cut_off, world.spoils_maps) = (!spoils, spoils);
+            if !spoils {
+                for conn in world.conns.keys().copied().collect::<Vec<_>>() {
+                    world.break_later(conn);
+                }
+            }
+            for number in 0..20 {
+                world.change_map(|model| model.affinities[0] = 0x1_0000 - number % 2 - 1);
+                pass(&mut world, Duration::from_secs(30));
+            }
+            (world.is_cut_off, world.spoils_maps) = (false, false);
+            pass(&mut world, Duration::from_secs(60));
+            world.submit_write(0, 1, "object1", None);
+            world.pump(0);
+            run(&mut world, QUIET, |world| world.clients[0].pending.is_empty());
+            assert_eq!((done(&world), world.clients[0].machine.objecter().is_fenced()), (2, false));
+        });
+    }
+}
+
+/// Whoever has come back is not in the session that he was in, and has not seen what was missed.
+#[test]
+fn a_client_that_had_a_session_until_an_hour_ago_is_kept_out() {
+    for spoils in [false, true] {
+        for_few_seeds(|seed| {
+            let mut world = cut_off(seed);
+            world.chaos.kept_changes = 2;
+            world.is_cut_off = !spoils;
+            world.spoils_maps = spoils;
+            if spoils {
+                pass(&mut world, Duration::from_secs(120));
+            }
+            let before = done(&world);
+            let own = own(&world);
+            world.change_map(|model| model.blocklist.extend([own]));
+            pass(&mut world, HOUR + Duration::from_secs(1));
+            for number in 0..20 {
+                world.change_map(|model| {
+                    model.blocklist.clear();
+                    model.affinities[0] = 0x1_0000 - number % 2 - 1;
+                });
+            }
+            (world.is_cut_off, world.spoils_maps) = (false, false);
+            run(&mut world, QUIET, |world| world.clients[0].machine.objecter().is_fenced());
+            pass(&mut world, Duration::from_secs(120));
+            assert_eq!(done(&world), before);
+        });
+    }
 }
 
 /// Whoever was away for a shorter time would still be on the list, and one who was not on it goes on.
@@ -134,5 +207,53 @@ fn a_session_that_is_opened_while_no_monitor_answers_is_used() {
         world.pump(0);
         run(&mut world, QUIET, |world| world.clients[0].pending.is_empty());
         assert_eq!(done(&world), 1);
+    });
+}
+
+/// Each session that is opened meanwhile would wait as long as the first one did.
+#[test]
+fn an_outage_of_the_monitors_costs_the_first_session_a_minute_and_not_each() {
+    for_few_seeds(|seed| {
+        let mut world = calm(seed);
+        world.monitors_are_silent = true;
+        world.submit_write(0, 1, "object1", None);
+        world.pump(0);
+        run(&mut world, QUIET, |world| world.clients[0].pending.is_empty());
+        for object in 0..20 {
+            world.submit_write(0, 1, &format!("object{object}"), None);
+        }
+        world.pump(0);
+        run(&mut world, HALF_A_MINUTE, |world| world.clients[0].pending.is_empty());
+        assert_eq!(done(&world), 21);
+        assert!(world.clients[0].machine.objecter().sessions() > 2);
+    });
+}
+
+/// The minute of an outage is no measure for a client that was away itself.
+#[test]
+fn what_a_client_had_in_flight_is_not_done_as_monitors_were_silent_before() {
+    for_few_seeds(|seed| {
+        let mut world = calm(seed);
+        world.monitors_are_silent = true;
+        world.submit_write(0, 1, "object1", None);
+        world.pump(0);
+        run(&mut world, QUIET, |world| world.clients[0].pending.is_empty());
+        let before = done(&world);
+        world.is_cut_off = true;
+        for conn in world.conns.keys().copied().collect::<Vec<_>>() {
+            world.break_later(conn);
+        }
+        pass(&mut world, Duration::from_secs(1));
+        for object in 0..20 {
+            world.submit_write(0, 1, &format!("object{object}"), None);
+        }
+        world.pump(0);
+        let own = own(&world);
+        world.change_map(|model| model.blocklist.extend([own]));
+        pass(&mut world, HOUR + Duration::from_secs(1));
+        world.change_map(|model| model.blocklist.clear());
+        (world.is_cut_off, world.monitors_are_silent) = (false, false);
+        run(&mut world, QUIET, |world| world.clients[0].pending.is_empty());
+        assert_eq!(done(&world), before);
     });
 }
